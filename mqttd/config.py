@@ -1,0 +1,546 @@
+"""Configuration: YAML in, one validated and frozen tree out, or a list of problems with places.
+
+Owns the names of all keys, their defaults and their limits. Three passes, each of which collects
+every problem it finds before it gives up, so that a file is corrected in few rounds:
+
+1. `mqttd.yamltree` turns the text into plain values and remembers where each of them stands.
+2. pydantic checks the shape: unknown keys, types, ranges. Nothing is coerced; sizes (`1MiB`) and
+   durations (`10s`) are text with a unit or a plain number.
+3. What needs a second look: two listeners of one name, files that can't be read, keys that
+   contradict each other.
+
+A problem reads `file:line:col path: what was found, what was expected (a hint)`. Only keys that the
+broker honours exist; a key that does nothing would be a lie. Relative paths are taken from the
+directory of the configuration file, or from the working directory where there is no file.
+
+Must not know: sockets, event loops, the broker. `Config.to_settings` hands the core its plain
+numbers; the composition root reads the rest of the tree.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+import ssl
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from mqttd.core.settings import NEVER, Settings
+from mqttd.yamltree import ConfigError, Document, Loc, Problem, decode, dotted, shown
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Problem",
+    "json_schema",
+    "load_config",
+    "parse_config",
+    "parse_yaml",
+]
+
+_LARGEST_PACKET: Final = (
+    268_435_460  # the longest remaining length, its four bytes and the first byte
+)
+_SOCKET_PATH_BYTES: Final = 107  # sun_path of Linux without its closing NUL
+
+
+_SIZE_UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
+_TIME_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE: Final = re.compile(r"(\d+)\s*([A-Za-z]*)")
+_TIME: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
+_TIME_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+
+
+def _refuse(expected: str, hint: str = "") -> PydanticCustomError:
+    return PydanticCustomError("refused", "{expected}", {"expected": expected, "hint": hint})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _parse_size(value: object) -> int:
+    if _is_number(value):
+        return typing.cast(int, value)
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
+        unit = _SIZE_UNITS.get(match[2].upper())
+        if unit is not None:
+            return int(match[1]) * unit
+    raise _refuse("a size such as 1MiB, 64KiB, 500kB or a plain number of bytes")
+
+
+def _parse_duration(value: object) -> float:
+    if _is_number(value) or isinstance(value, float):
+        return float(typing.cast(float, value))
+    if isinstance(value, str) and _TIME.fullmatch(value):
+        return sum(float(n) * _TIME_UNITS[unit] for n, unit in _TIME_PART.findall(value))
+    raise _refuse("a duration such as 500ms, 10s, 1h30m or 30d, or a plain number of seconds")
+
+
+def _parse_whole_seconds(value: object) -> int:
+    seconds = _parse_duration(value)
+    if seconds != int(seconds):
+        raise _refuse("whole seconds")
+    return int(seconds)
+
+
+def _parse_expiry(value: object) -> int:
+    return NEVER if value == "never" else _parse_whole_seconds(value)
+
+
+def _parse_path(value: object, info: ValidationInfo) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise _refuse("the name of a file")
+    return _base_of(info) / value
+
+
+def _base_of(info: ValidationInfo) -> Path:
+    context = info.context
+    return Path(context["base"]) if isinstance(context, dict) and "base" in context else Path()
+
+
+def _schema(pattern: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": ["integer", "string"], "minimum": 0, "pattern": pattern})
+
+
+_SIZE_SCHEMA: Final = _schema(r"^\d+ ?([kKmMgG]i?)?B?$")
+_TIME_SCHEMA: Final = _schema(r"^(\d+(\.\d+)?(ms|s|m|h|d))+$")
+_EXPIRY_SCHEMA: Final = _schema(r"^never$|^(\d+(\.\d+)?(ms|s|m|h|d))+$")
+
+FilePath = Annotated[Path, BeforeValidator(_parse_path), WithJsonSchema({"type": "string"})]
+
+
+def split_bind(bind: str) -> tuple[str, int, str]:
+    """Host, port and socket path of a bind; the path is "" or the other two are. May ValueError."""
+    if bind.startswith("unix:"):
+        if len(bind) == 5 or "\0" in bind:
+            raise ValueError(bind)
+        return "", 0, bind[5:]
+    host, colon, digits = bind.rpartition(":")
+    if not colon or not digits.isascii() or not digits.isdigit() or int(digits) > 65535:
+        raise ValueError(bind)
+    if host.startswith("[") and host.endswith("]"):
+        return str(ipaddress.IPv6Address(host[1:-1])), int(digits), ""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", host):
+        raise ValueError(bind)
+    return host, int(digits), ""
+
+
+def _parse_bind(value: object, info: ValidationInfo) -> str:
+    expected = "host:port, [v6]:port or unix:/path, with a port from 0 (any free one) to 65535"
+    if not isinstance(value, str):
+        raise _refuse(expected)
+    try:
+        _, _, path = split_bind(value)
+    except ValueError:
+        every = "for all addresses write 0.0.0.0:port" if value.startswith((":", "*:")) else ""
+        v6 = "an IPv6 address stands in brackets" if value.count(":") > 1 else ""
+        raise _refuse(expected, every or v6) from None
+    if not path:
+        return value
+    resolved = str(_base_of(info) / path)
+    if len(os.fsencode(resolved)) > _SOCKET_PATH_BYTES:
+        raise _refuse(f"a socket path of at most {_SOCKET_PATH_BYTES} bytes")
+    return f"unix:{resolved}"
+
+
+def _is_local(bind: str) -> bool:
+    """Reached from this machine only: loopback or a Unix socket."""
+    host, _, path = split_bind(bind)
+    if path or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Node(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
+    )
+
+
+class TlsConfig(_Node):
+    """TLS on one listener: 1.2 and 1.3."""
+
+    cert: FilePath
+    """PEM file with the server's certificate and the chain behind it."""
+    key: FilePath
+    """PEM file with the private key, not encrypted."""
+    client_ca: FilePath | None = None
+    """PEM file with the authorities that sign client certificates."""
+    client_cert: Literal["none", "optional", "required"] = "none"
+    """Whether clients are asked for a certificate, and whether they need one."""
+    username_from: Literal["cn", "subject", "none"] = "cn"
+    """The part of a verified client certificate that becomes the user name."""
+
+
+class ListenerConfig(_Node):
+    """One address that clients connect to."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    """How logs and the embedding face call it."""
+    bind: Annotated[str, BeforeValidator(_parse_bind), WithJsonSchema({"type": "string"})]
+    """host:port, [v6]:port or unix:/path; port 0 takes any free one."""
+    transport: Literal["tcp", "websocket"] = "tcp"
+    """Plain MQTT, or MQTT over WebSocket."""
+    path: Annotated[str, Field(pattern=r"^/[!-~]*$")] = "/mqtt"
+    """The URL path of a WebSocket listener."""
+    allow_anonymous: bool = False
+    """Accept clients without credentials. When absent: true on loopback and Unix sockets only."""
+    proxy_protocol: Literal["off", "v1", "v2"] = "off"
+    """Which PROXY protocol header a load balancer in front puts before each connection."""
+    tls: TlsConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _anonymous_on_local_binds(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "allow_anonymous" in data:
+            return data
+        try:
+            return {**data, "allow_anonymous": _is_local(data["bind"])}
+        except (KeyError, ValueError, AttributeError):
+            return data  # what is wrong with the bind is told by its own field
+
+    @property
+    def host(self) -> str:
+        return split_bind(self.bind)[0]
+
+    @property
+    def port(self) -> int:
+        return split_bind(self.bind)[1]
+
+    @property
+    def unix_path(self) -> str:
+        """The path of a Unix socket, "" for TCP."""
+        return split_bind(self.bind)[2]
+
+    @property
+    def is_local(self) -> bool:
+        return _is_local(self.bind)
+
+
+class StorageConfig(_Node):
+    """Where sessions, queues and retained messages live."""
+
+    path: str = ":memory:"
+    """:memory: keeps them until the broker stops."""
+    durability: Literal["full", "os", "none"] = "full"
+    """What an acknowledgement promises: on disk, with the operating system, nothing."""
+
+
+_Size = Annotated[int, BeforeValidator(_parse_size), _SIZE_SCHEMA]
+_Seconds = Annotated[int, BeforeValidator(_parse_whole_seconds), _TIME_SCHEMA]
+
+
+class LimitsConfig(_Node):
+    """What one client may ask of the broker."""
+
+    max_packet_size: Annotated[_Size, Field(ge=128, le=_LARGEST_PACKET)] = 1_048_576
+    """The largest packet that is accepted from a client."""
+    max_connect_size: Annotated[_Size, Field(ge=128, le=_LARGEST_PACKET)] = 65_536
+    """The largest CONNECT; a stranger gets no more than this."""
+    receive_maximum: Annotated[int, Field(ge=1, le=65535)] = 1024
+    """QoS 1 and 2 messages that a client may have in flight towards the broker."""
+    max_inflight: Annotated[int, Field(ge=1, le=65535)] = 1024
+    """QoS 1 and 2 messages in flight towards a client, bounded by its own Receive Maximum too."""
+    max_queued_messages: Annotated[int, Field(ge=0, le=2**31 - 1)] = 10_000
+    """Messages that wait for one session; 0 is no limit."""
+    queue_overflow: Literal["drop_newest", "drop_oldest"] = "drop_newest"
+    """Which message goes when the queue is full; counted either way."""
+    queue_qos0: bool = False
+    """Whether QoS 0 messages wait for an absent client too."""
+    topic_alias_maximum: Annotated[int, Field(ge=0, le=65535)] = 64
+    """Topic aliases that a client may use, and that the broker uses when the client allows it."""
+    session_expiry_max: Annotated[
+        int, BeforeValidator(_parse_expiry), Field(ge=0, le=NEVER), _EXPIRY_SCHEMA
+    ] = 2_592_000
+    """The longest that a session outlives its connection; `never` is no limit."""
+    connect_timeout: Annotated[
+        float, BeforeValidator(_parse_duration), Field(gt=0, le=3600), _TIME_SCHEMA
+    ] = 10.0
+    """How long a new connection may take until its CONNECT is complete."""
+    max_keep_alive: Annotated[_Seconds, Field(ge=0, le=65535)] = 0
+    """The longest keep alive, imposed on MQTT 5 clients that ask for more; 0 is no limit."""
+    write_buffer: Annotated[_Size, Field(ge=1024, le=2**31 - 1)] = 1_048_576
+    """Bytes kept for a client that reads too slowly before QoS 0 messages for it are dropped."""
+    max_subscriptions: Annotated[int, Field(ge=1, le=2**31 - 1)] = 10_000
+    """Subscriptions of one session."""
+    max_topic_levels: Annotated[int, Field(ge=1, le=65535)] = 200
+    """Levels of a topic name or filter."""
+
+
+class LoggingConfig(_Node):
+    """Lines on standard error, one an event."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Config(_Node):
+    """The whole configuration; `Config()` is what a broker without a file uses."""
+
+    listeners: Annotated[list[ListenerConfig], Field(min_length=1)] = [
+        ListenerConfig(name="tcp", bind="127.0.0.1:1883")
+    ]
+    storage: StorageConfig = StorageConfig()
+    limits: LimitsConfig = LimitsConfig()
+    response_information: Annotated[str, Field(max_length=256, pattern=r"^[^#+\x00]*$")] = (
+        "response"
+    )
+    """Topic prefix for MQTT 5 clients that request response information; empty gives none."""
+    logging: LoggingConfig = LoggingConfig()
+
+    def to_settings(self) -> Settings:
+        """The core's plain numbers: the limits under the same names, and the response prefix."""
+        settings = Settings()
+        for name in LimitsConfig.model_fields:
+            setattr(settings, name, getattr(self.limits, name))
+        settings.response_information = self.response_information
+        return settings
+
+    def warnings(self) -> list[str]:
+        """What is allowed but hardly meant."""
+        found = []
+        for listener in self.listeners:
+            tls = listener.tls
+            certified = (
+                tls is not None and tls.client_cert != "none" and tls.username_from != "none"
+            )
+            if not listener.allow_anonymous and not certified:
+                found.append(
+                    f"listener {listener.name}: nobody can connect to {listener.bind}: it is not"
+                    " local, allow_anonymous is not set and there is no way to authenticate"
+                )
+        return found
+
+
+_EXPECTED: Final = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "list_type": "a list",
+    "model_type": "a mapping of keys",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "string_too_long": "at most {max_length} characters",
+    "too_short": "at least {min_length} of them",
+    "greater_than_equal": "{ge} or more",
+    "less_than_equal": "{le} or less",
+    "greater_than": "more than {gt}",
+    "literal_error": "{expected}",
+    "refused": "{expected}",
+}
+
+
+def _model_at(loc: Loc) -> type[_Node] | None:
+    """The model whose keys stand at `loc`; None below a scalar."""
+    model: type[_Node] | None = Config
+    for part in loc:
+        if isinstance(part, int) or model is None:
+            continue
+        field = model.model_fields.get(part)
+        model = None if field is None else _model_in(field.annotation)
+    return model
+
+
+def _model_in(annotation: object) -> type[_Node] | None:
+    if isinstance(annotation, type) and issubclass(annotation, _Node):
+        return annotation
+    for argument in typing.get_args(annotation):
+        if (model := _model_in(argument)) is not None:
+            return model
+    return None
+
+
+def _close(word: str, words: list[str]) -> str:
+    matches = difflib.get_close_matches(word, words, n=1)
+    return f"did you mean {matches[0]!r}?" if matches else ""
+
+
+def _homes(key: str, model: type[_Node] = Config, path: str = "") -> Iterator[str]:
+    """The places in the tree where a key of this name belongs."""
+    for name, field in model.model_fields.items():
+        here = f"{path}.{name}" if path else name
+        if name == key:
+            yield here
+        if (inner := _model_in(field.annotation)) is not None:
+            yield from _homes(key, inner, here)
+
+
+def _unknown(loc: Loc) -> tuple[str, str, str]:
+    key = str(loc[-1])
+    model = _model_at(loc[:-1])
+    names = sorted(model.model_fields) if model is not None else []
+    hint = _close(key, names)
+    if not hint and (homes := list(_homes(key))):
+        hint = f"it belongs at {homes[0]}"
+    return f"unknown key {shown(key)}", f"one of {', '.join(names)}", hint
+
+
+def _explain(error: ErrorDetails) -> tuple[str, str, str]:
+    """found, expected, hint of one pydantic error."""
+    kind, context, value = error["type"], error.get("ctx", {}), error["input"]
+    if kind == "extra_forbidden":
+        return _unknown(error["loc"])
+    if kind == "missing":
+        return "missing", "", ""
+    found = f"found {shown(value)}"
+    template = _EXPECTED.get(kind)
+    expected = error["msg"] if template is None else template.format(**context)
+    hint = str(context.get("hint", ""))
+    if kind == "literal_error" and isinstance(value, str):
+        hint = _close(value, re.findall(r"'(\w+)'", expected))
+    return found, expected, hint
+
+
+def _second_look(config: Config) -> Iterator[tuple[Loc, str, str, str]]:
+    names: dict[str, int] = {}
+    binds: dict[str, int] = {}
+    for index, listener in enumerate(config.listeners):
+        at: Loc = ("listeners", index)
+        if listener.name in names:
+            yield (*at, "name"), f"found {listener.name!r} twice", "a name of its own", ""
+        if listener.bind in binds and (listener.port or listener.unix_path):
+            yield (*at, "bind"), f"found {listener.bind!r} twice", "an address of its own", ""
+        names[listener.name] = binds[listener.bind] = index
+        if listener.transport == "tcp" and "path" in listener.model_fields_set:
+            yield (*at, "path"), "found a path", "transport: websocket beside it", ""
+        if listener.tls is not None:
+            yield from _tls_problems(listener.tls, (*at, "tls"))
+    if config.storage.path != ":memory:":
+        reason = "this version keeps everything in memory"
+        yield ("storage", "path"), f"found {shown(config.storage.path)}", "':memory:'", reason
+
+
+def _tls_problems(tls: TlsConfig, at: Loc) -> Iterator[tuple[Loc, str, str, str]]:
+    unreadable = False
+    for key in ("cert", "key", "client_ca"):
+        path = getattr(tls, key)
+        reason = _unreadable(path) if path is not None else ""
+        if reason:
+            unreadable = True
+            yield (*at, key), f"can't read {shown(str(path))}", "a readable PEM file", reason
+    if tls.client_cert != "none" and tls.client_ca is None:
+        yield (*at, "client_cert"), f"found {tls.client_cert!r}", "client_ca beside it", ""
+    if tls.client_cert == "none":
+        for key in ("client_ca", "username_from"):
+            if key in tls.model_fields_set and getattr(tls, key) not in (None, "none"):
+                expected = "client_cert: optional or required beside it"
+                yield (*at, key), f"found {key}", expected, ""
+    if unreadable:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # An encrypted key would ask for its passphrase on the terminal.
+        context.load_cert_chain(tls.cert, tls.key, password=lambda: b"")
+    except (ssl.SSLError, ValueError, OSError) as error:
+        reason = getattr(error, "reason", None) or str(error)
+        expected = "a PEM certificate and its unencrypted PEM key"
+        yield (*at, "key"), "cert and key don't work together", expected, reason
+    if tls.client_ca is not None:
+        try:
+            context.load_verify_locations(tls.client_ca)
+        except (ssl.SSLError, OSError) as error:
+            reason = getattr(error, "reason", None) or str(error)
+            yield (*at, "client_ca"), "found no certificate", "PEM certificates", reason
+
+
+def _unreadable(path: Path) -> str:
+    try:
+        with path.open("rb"):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _validate(data: object, base: Path, document: Document | None, file: str) -> Config:
+    problems: list[Problem] = []
+
+    def report(loc: Loc, found: str, expected: str, hint: str, at_key: bool) -> None:
+        mark = _mark_of(document, loc, at_key) if document is not None else None
+        line, column = (mark.line + 1, mark.column + 1) if mark is not None else (0, 0)
+        problems.append(Problem(file, line, column, dotted(loc), found, expected, hint))
+
+    try:
+        config = Config.model_validate(data, context={"base": str(base)})
+    except ValidationError as error:
+        for details in error.errors(include_url=False):
+            found, expected, hint = _explain(details)
+            at_key = details["type"] == "extra_forbidden"
+            report(details["loc"], found, expected, hint, at_key)
+        raise ConfigError(sorted(problems, key=_place)) from None
+    for loc, found, expected, hint in _second_look(config):
+        report(loc, found, expected, hint, at_key=False)
+    if problems:
+        raise ConfigError(sorted(problems, key=_place))
+    return config
+
+
+def _place(problem: Problem) -> tuple[int, int]:
+    return problem.line, problem.column
+
+
+def _mark_of(document: Document, loc: Loc, at_key: bool) -> yaml.Mark | None:
+    """The mark of a key or value; for one that is missing, of the nearest thing around it."""
+    if at_key and loc in document.keys:
+        return document.keys[loc]
+    while loc not in document.values and loc:
+        loc = loc[:-1]
+    return document.values.get(loc)
+
+
+def parse_config(data: Mapping[str, object]) -> Config:
+    """A configuration from plain values, as an embedder gives it."""
+    return _validate(dict(data), Path(), None, "")
+
+
+def parse_yaml(text: str, file: str = "<config>", base: Path | None = None) -> Config:
+    """A configuration from YAML text; `file` is only a name for the problems."""
+    document = Document(text, file)
+    if document.problems:
+        raise ConfigError(document.problems)
+    return _validate(document.value, base if base is not None else Path(), document, file)
+
+
+def load_config(path: str | os.PathLike[str] | None = None) -> Config:
+    """The configuration in a file, or the defaults where there is none."""
+    if path is None:
+        return Config()
+    file = os.fspath(path)
+    try:
+        raw = Path(file).read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError([Problem(file, 0, 0, "", "can't be read", "", reason)]) from None
+    return parse_yaml(decode(raw, file), file, Path(file).parent)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the file, for editors."""
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "mqttd configuration"
+    return schema
