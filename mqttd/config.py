@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import math
 import os
 import re
 import ssl
@@ -91,10 +92,13 @@ def _parse_size(value: object) -> int:
 
 
 def _parse_duration(value: object) -> float:
+    seconds = math.nan
     if _is_number(value) or isinstance(value, float):
-        return float(typing.cast(float, value))
-    if isinstance(value, str) and _TIME.fullmatch(value):
-        return sum(float(n) * _TIME_UNITS[unit] for n, unit in _TIME_PART.findall(value))
+        seconds = float(typing.cast(float, value))
+    elif isinstance(value, str) and _TIME.fullmatch(value):
+        seconds = sum(float(n) * _TIME_UNITS[unit] for n, unit in _TIME_PART.findall(value))
+    if math.isfinite(seconds):
+        return seconds
     raise _refuse("a duration such as 500ms, 10s, 1h30m or 30d, or a plain number of seconds")
 
 

@@ -73,6 +73,7 @@ _CORE_SCHEMA: Final = (
     ("int", re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"), "-+0123456789"),
     ("float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), "-+.0123456789"),
 )
+_WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,60}")
 _TAG: Final = "tag:yaml.org,2002:"
 
 
@@ -121,6 +122,9 @@ class Document:
         if self._nodes > _MAX_NODES:
             raise _TooLarge
         self.values[loc] = node.start_mark
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in (_TAG + "map", _TAG + "seq"):
+            self._tagged(node, loc, "")
+            return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, loc)
         if isinstance(node, yaml.SequenceNode):
@@ -138,7 +142,9 @@ class Document:
             if key in out:
                 first = self.keys[here]
                 place = f"first on line {first.line + 1}"
-                self._report(key_node.start_mark, here, f"found {key!r} twice", "it once", place)
+                self._report(
+                    key_node.start_mark, here, f"found {shown(key)} twice", "it once", place
+                )
                 continue
             self.keys[here] = key_node.start_mark
             out[key] = self._plain(value_node, here)
@@ -160,9 +166,12 @@ class Document:
                 return float(text)
         except (KeyError, ValueError):
             pass
-        found = f"found the tag {node.tag.replace(_TAG, '!!')} on {shown(text)}"
-        self._report(node.start_mark, loc, found, "a plain value")
+        self._tagged(node, loc, f" on {shown(text)}")
         return None
+
+    def _tagged(self, node: yaml.Node, loc: Loc, text: str) -> None:
+        tag = shown(node.tag.replace(_TAG, "!!"))
+        self._report(node.start_mark, loc, f"found the tag {tag}{text}", "a plain value")
 
 
 class _TooLarge(Exception):
@@ -175,9 +184,14 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
 
 
 def dotted(loc: Loc) -> str:
+    """`listeners[0].tls.cert`; a key that isn't a plain word is quoted."""
     out = ""
     for part in loc:
-        out += f"[{part}]" if isinstance(part, int) else f".{part}" if out else str(part)
+        if isinstance(part, int):
+            out += f"[{part}]"
+        else:
+            word = part if _WORD.fullmatch(part) else shown(part)
+            out += f".{word}" if out else word
     return out
 
 
