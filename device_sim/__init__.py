@@ -1,0 +1,16 @@
+"""device_sim: a fleet of simulated MQTT devices, and a verdict on the broker that serves them.
+
+The package drives any MQTT broker and answers with an exit code: was everything delivered that had
+to be, once where once was promised, in order, unharmed? `device_sim flood` needs no configuration.
+
+Layers, each importing only those before it:
+
+    histogram payload ranges verdict ledger     pure: numbers and bytes in, numbers out
+    client  publisher                   pure MQTT client state machine, bytes in, bytes out
+    report  limits                      words and tables; what the machine allows
+    flood                               the run: asyncio, sockets, the clock
+    cli                                 arguments to settings, verdict to exit code
+
+Of the broker it uses the wire codec alone (`mqttd.core` spec, errors, wire, properties, packets,
+encode, decode), never its logic: a simulator that shared the broker's mistakes could not see them.
+"""
