@@ -87,7 +87,7 @@ class Target:
                 retain_as_published = True
             if subscription.no_local:
                 without_local += 1
-            if subscription.identifier:  # [MQTT-3.3.4-4]
+            if subscription.identifier:  # [MQTT-3.3.4-3] [MQTT-3.3.4-4]
                 identifiers.append(subscription.identifier)
         self.subscriber = first.subscriber
         self.subscriptions = subscriptions
@@ -214,6 +214,7 @@ class Node:
 
     def put(self, subscription: Subscription) -> Subscription | None:
         """Add a subscription; return the one of the same subscriber that it replaces."""
+        # [MQTT-3.8.4-3]
         many = self.many
         if many is not None:
             previous = many.get(subscription.subscriber)
@@ -263,6 +264,17 @@ class Node:
             if not self.groups:
                 self.groups = None
         return gone
+
+
+def _text_of(key: bytes) -> str:
+    if b"\0" in key:  # [MQTT-1.5.4-2]
+        raise ProtocolError(spec.MALFORMED_PACKET, "MQTT-1.5.4-2", "topic name holds U+0000")
+    try:
+        return key.decode("utf-8")
+    except UnicodeDecodeError:  # [MQTT-1.5.4-1]
+        raise ProtocolError(
+            spec.MALFORMED_PACKET, "MQTT-1.5.4-1", "topic name is not UTF-8"
+        ) from None
 
 
 def _order_of(subscription: Subscription) -> int:
@@ -365,7 +377,10 @@ class Trie:
     def remove(
         self, subscriber: Subscriber, group_name: str, inner_filter: str
     ) -> Subscription | None:
-        """Take a subscription out and prune what it leaves empty; None when there is none."""
+        """Take a subscription out and prune what it leaves empty; None when there is none.
+
+        The filter has to be the one of the insertion, wildcards and all.
+        """  # [MQTT-3.10.4-1]
         node = self._system if inner_filter.startswith("$") else self._root
         levels = inner_filter.split("/")
         path = [node]
@@ -412,12 +427,7 @@ class Trie:
     def _miss(self, key: bytes) -> Matched:
         matched = self._old.get(key)
         if matched is None:
-            try:
-                topic = key.decode("utf-8")
-            except UnicodeDecodeError:  # [MQTT-1.5.4-1]
-                raise ProtocolError(
-                    spec.MALFORMED_PACKET, "MQTT-1.5.4-1", "topic name is not UTF-8"
-                ) from None
+            topic = _text_of(key)
             validate_topic_name(topic, self.max_levels)
             matched = self._walk(topic, key)
             if len(key) > MEMO_KEY_BYTES:
