@@ -29,6 +29,7 @@ from typing import Final
 from mqttd.core import spec
 from mqttd.core.errors import ProtocolError
 from mqttd.core.topics import MAX_LEVELS, validate_topic_name
+from mqttd.core.wire import varint
 
 MEMO_ENTRIES: Final = 32768
 MEMO_WEIGHT: Final = 1_000_000
@@ -63,6 +64,8 @@ class Subscription:
         self.retain_as_published = retain_as_published
         self.retain_handling = retain_handling
         self.identifier = identifier
+        # The encoded Subscription Identifier property, as it goes into a PUBLISH.
+        self.identifier_block = b"\x0b" + varint(identifier) if identifier else b""
         self.group = group
         # Position in the order of subscribing, given by Trie.insert.
         self.order = 0
@@ -79,6 +82,7 @@ class Target:
         qos = first.qos
         retain_as_published = first.retain_as_published
         identifiers: list[int] = []
+        blocks: list[bytes] = []
         without_local = 0
         for subscription in subscriptions:
             if subscription.qos > qos:  # [MQTT-3.3.4-2]
@@ -89,9 +93,11 @@ class Target:
                 without_local += 1
             if subscription.identifier:  # [MQTT-3.3.4-3] [MQTT-3.3.4-4]
                 identifiers.append(subscription.identifier)
+                blocks.append(subscription.identifier_block)
         self.subscriber = first.subscriber
         self.subscriptions = subscriptions
         self.identifiers = identifiers
+        self.identifier_block = b"".join(blocks)
         self.qos = qos
         self.retain_as_published = retain_as_published
         self.no_local = without_local == len(subscriptions)

@@ -161,6 +161,8 @@ def test_overlapping_subscriptions_become_one_target() -> None:
     # In the order of subscribing; equal identifiers of different filters stay both.
     assert target.subscriptions == [third, first, none, second]
     assert target.identifiers == [30, 7, 7]
+    # [MQTT-3.3.4-3] the same as properties of a PUBLISH
+    assert target.identifier_block == b"\x0b\x1e\x0b\x07\x0b\x07"
 
 
 @pytest.mark.parametrize(
@@ -225,6 +227,7 @@ def test_a_hundred_thousand_overlapping_filters_are_one_target() -> None:
     target = the_target(matched)
     assert len(target.subscriptions) == len(filters) == 131072
     assert target.identifiers == list(range(1, len(filters) + 1))
+    assert target.identifier_block.endswith(b"\x0b\xff\xff\x07\x0b\x80\x80\x08")
     assert matched.weight > len(filters)
     assert trie.visited <= trie.node_count + 1
 
