@@ -1,0 +1,439 @@
+"""The broker: the registry of sessions and the routing between them.
+
+Owns: which client id has which session; take-over; wills and expiries; the retained store; who
+gets a message. It is the only class that sees more than one session.
+
+Must not know: sockets, tasks, files, the wall clock. The shell calls `open`, `run`,
+`handle_timeout` and `committed`, and flushes the connections in `dirty`.
+
+Invariants: `sessions` is keyed by client id, each session's `link` is the one open connection for
+it; every session in `sessions` is either connected or has a deadline in the heap (or never
+expires); a deadline in the heap that no longer fits its session is ignored; nothing here loops
+over all sessions but `drain` and `balance`.
+"""
+
+from heapq import heappop, heappush
+from typing import Final
+
+from mqttd.core import journal, spec
+from mqttd.core.connection import Connection
+from mqttd.core.errors import ProtocolError
+from mqttd.core.handshake import is_reserved, wanted_expiry
+from mqttd.core.journal import Batch
+from mqttd.core.message import Message
+from mqttd.core.outbound import Outbound
+from mqttd.core.packets import Connect, Filter, Will
+from mqttd.core.router import ListenerInfo, Router
+from mqttd.core.session import Replay, Session
+from mqttd.core.settings import NEVER, Settings
+from mqttd.core.shared import dissolve, distribute, give_back, pull
+from mqttd.core.topics import split_shared, validate_topic_filter
+from mqttd.core.trie import Matched, Subscription, Target
+
+INFINITY: Final = float("inf")
+_SWEEP_EVERY: Final = 1.0  # seconds between slices of the search for expired retained messages
+_SWEEP_STEPS: Final = 2000
+_DUEL_WINDOW: Final = 60.0
+_DUEL_ROUNDS: Final = 4
+
+
+class Deadline:
+    """An instant at which a session's will or the session itself is due."""
+
+    def __init__(self, at: float, order: int, session: Session) -> None:
+        self.at = at
+        self.order = order
+        self.session = session
+
+    def __lt__(self, other: "Deadline") -> bool:
+        return self.at < other.at or (self.at == other.at and self.order < other.order)
+
+
+class Broker(Router):
+    """All of the broker that is not input or output."""
+
+    def __init__(self, settings: Settings | None = None, durable: bool = False) -> None:
+        super().__init__(Settings() if settings is None else settings, durable)
+        self.sessions: dict[str, Session] = {}
+        self.connections: dict[Outbound, None] = {}
+        self.draining: bool = False
+        self._serial: int = 0
+        self._deadlines: list[Deadline] = []
+        self._order: int = 0
+        self._sweep_at: float = 0.0
+
+    # What the shell calls.
+
+    def open(
+        self, listener: ListenerInfo, peer: str, identity: str | None, now: float
+    ) -> Connection:
+        """A transport was accepted; `identity` is the verified one of its certificate."""
+        self._serial += 1
+        connection = Connection(self, listener, peer, identity, self._serial, now)
+        self.connections[connection] = None
+        self.counters.connections += 1
+        self.counters.connections_total += 1
+        return connection
+
+    @property
+    def ready(self) -> bool:
+        """There is deferred work: call `run` on the next tick."""
+        return bool(self.context.runnable) or bool(self.context.groups)
+
+    def run(self, now: float) -> None:
+        """One slice of the deferred work: retained replays and the queues of shared groups."""
+        context = self.context
+        groups = context.groups
+        if groups:
+            context.groups = {}
+            for group in groups:
+                pull(group, now, context)
+        runnable = context.runnable
+        if runnable:
+            context.runnable = []
+            for session in runnable:
+                session.runnable = False
+                if session.run_replay(now) and not session.runnable:
+                    session.runnable = True
+                    context.runnable.append(session)
+
+    def next_deadline(self) -> float:
+        """When `handle_timeout` wants to be called; infinity for never."""
+        at = self._deadlines[0].at if self._deadlines else INFINITY
+        if self.retained.expiring and self._sweep_at < at:
+            return self._sweep_at
+        return at
+
+    def handle_timeout(self, now: float) -> None:
+        """Publish wills and end sessions that are due; sweep a slice of the retained tree."""
+        deadlines = self._deadlines
+        while deadlines and deadlines[0].at <= now:
+            session = heappop(deadlines).session
+            if self.sessions.get(session.client_id) is not session:
+                continue
+            if session.will_at and session.will_at <= now:
+                self._publish_will(session, now)
+            if session.expires_at and session.expires_at <= now:
+                self.counters.sessions_expired += 1
+                self.note("session_expired", session.client_id, "", "session expiry interval over")
+                self._end_session(session, now)
+        if self.retained.expiring and now >= self._sweep_at:
+            self._sweep_at = now + _SWEEP_EVERY
+            for topic in self.retained.sweep(now, _SWEEP_STEPS):
+                self.journal.record(journal.RETAINED_DROP, "", topic)
+
+    def take_batch(self) -> Batch | None:
+        """The durable operations gathered since the last call, for one transaction."""
+        return self.journal.take()
+
+    def committed(self, seq: int, now: float) -> None:
+        """Batches up to `seq` are durable: release what waited for them."""
+        self.journal.commit(seq)
+        context = self.context
+        for connection in list(context.holding):
+            connection.release()
+        waiting = context.waiting
+        context.waiting = []
+        for session in waiting:
+            session.waiting = False
+            session.pump(now)
+        groups = context.waiting_groups
+        context.waiting_groups = {}
+        for group in groups:
+            pull(group, now, context)
+
+    def drain(self, now: float) -> None:
+        """Shutting down: say so to every client and accept no CONNECT any more."""
+        self.draining = True
+        for connection in list(self.connections):
+            assert isinstance(connection, Connection)
+            connection.close(spec.SERVER_SHUTTING_DOWN, "server shutting down", now)
+
+    def publish(self, message: Message, now: float) -> int:
+        """Publish on behalf of the broker itself; returns how many subscribers matched."""
+        if message.retain:
+            self.retain(message)
+        return self.route(message, self.trie.lookup(message.key), None, now)
+
+    def balance(self) -> tuple[int, int]:
+        """(queued, in flight) over all sessions and shared groups, for the balance of counters."""
+        queued = 0
+        inflight = 0
+        groups: dict[object, int] = {}
+        for session in self.sessions.values():
+            inflight += len(session.window.deliveries)
+            if session.queue:
+                queued += len(session.queue)
+            if session.grouped is not None:
+                for subscription in session.grouped:
+                    group = subscription.group
+                    if group is not None and group.queue:
+                        groups[group] = len(group.queue)
+        for size in groups.values():
+            queued += size
+        return queued, inflight
+
+    # What a connection calls (see Router).
+
+    def forget(self, connection: Outbound) -> None:
+        if connection in self.connections:
+            del self.connections[connection]
+            self.counters.connections -= 1
+
+    def admit(
+        self, connection: Outbound, connect: Connect, owner: str | None, now: float
+    ) -> Session | None:
+        assert isinstance(connection, Connection)
+        if self.draining:
+            raise ProtocolError(spec.SERVER_SHUTTING_DOWN, "", "server shutting down")
+        client_id = connect.client_id
+        session = self.sessions.get(client_id)
+        if session is not None:
+            if session.owner != owner:
+                return None
+            self._displace(session, connection, now)
+            # Taking over may have ended it: a session without expiry ends with its connection.
+            session = self.sessions.get(client_id)
+        dropped = 0
+        if session is not None and connect.clean_start:
+            # [MQTT-3.1.2-4] [MQTT-3.1.4-4]
+            dropped = self._end_session(session, now)
+            session = None
+        resumed = session is not None
+        if session is None:  # [MQTT-3.1.2-6]
+            session = Session(client_id, owner, self.context)
+            session.barrier = dropped
+            self.sessions[client_id] = session
+        session.resumed = resumed  # [MQTT-3.2.2-2] [MQTT-3.2.2-3]
+        session.will_at = 0.0  # [MQTT-3.1.3-9] back in time: the delayed will is not published
+        session.will = connect.will  # [MQTT-3.1.2-7]
+        session.expiry_interval = wanted_expiry(connect, self.settings)
+        was_durable = session.durable
+        session.durable = session.expiry_interval > 0
+        if session.durable or was_durable:
+            session.stored = True
+            barrier = self.journal.record(journal.SESSION_SAVE, client_id)
+            if not resumed:
+                # A new session promises nothing yet: its CONNACK need not wait for the disk.
+                session.barrier = dropped
+            elif not was_durable:
+                session.barrier = barrier
+        return session
+
+    def _displace(self, session: Session, newcomer: Connection, now: float) -> None:
+        """[MQTT-3.1.4-3] the older connection of the session has to go."""
+        link = session.link
+        if link is None:
+            return
+        assert isinstance(link, Connection)
+        self.counters.takeovers += 1
+        if now - session.duel_at > _DUEL_WINDOW:
+            session.duel_at = now
+            session.duels = 0
+        session.duels += 1
+        if session.duels == _DUEL_ROUNDS:
+            self.note(
+                "pingpong",
+                session.client_id,
+                newcomer.peer,
+                "clients at "
+                + link.peer
+                + " and "
+                + newcomer.peer
+                + " keep taking over each other:"
+                " two devices use the same client id",
+            )
+        link.displace(now)
+
+    def left(self, session: Session, connection: Outbound, with_will: bool, now: float) -> None:
+        if session.link is not connection:
+            return
+        orphans = session.detach()
+        if orphans:
+            give_back(orphans, self.context)
+        interval = session.expiry_interval
+        if session.will is not None:
+            if with_will:
+                # [MQTT-3.1.2-8] after the delay or with the session, whichever comes first.
+                delay = min(session.will.delay_interval, interval)
+                if delay == 0:
+                    self._publish_will(session, now)
+                else:
+                    session.will_at = now + delay
+                    self._push(session.will_at, session)
+            else:
+                session.will = None  # [MQTT-3.1.2-10]
+                self._record_will(session)
+        if interval == 0:
+            self._end_session(session, now)  # [MQTT-4.1.0-2]
+        elif interval != NEVER:
+            session.expires_at = now + interval
+            self._push(session.expires_at, session)
+
+    def set_expiry(self, session: Session, interval: int) -> None:
+        interval = min(interval, self.settings.session_expiry_max)
+        if interval != session.expiry_interval:
+            session.expiry_interval = interval
+            if session.durable:
+                self.journal.record(journal.SESSION_SAVE, session.client_id)
+
+    def route(self, message: Message, matched: Matched, origin: Session | None, now: float) -> int:
+        targets = matched.targets
+        found = len(targets)
+        counters = self.counters
+        counters.matched += found
+        message_qos = message.qos
+        for target in targets:
+            session = target.subscriber
+            assert isinstance(session, Session)
+            qos = target.qos
+            identifiers = target.identifier_block
+            retain = message.retain and target.retain_as_published  # [MQTT-3.3.1-12], -13
+            if session is origin and (target.no_local or target.mixed_no_local):
+                if target.no_local:  # [MQTT-3.8.3-3]
+                    counters.matched -= 1
+                    found -= 1
+                    continue
+                target = _without_no_local(target)
+                qos = target.qos
+                identifiers = target.identifier_block
+                retain = message.retain and target.retain_as_published
+            if message_qos < qos:  # [MQTT-3.8.4-8]
+                qos = message_qos
+            session.deliver(message, qos, retain, identifiers, now)
+        for group in matched.groups:
+            found += 1
+            distribute(group, message, now, self.context)
+        return found
+
+    def retain(self, message: Message) -> int:
+        if not message.payload:  # [MQTT-3.3.1-6] [MQTT-3.3.1-7]
+            if self.retained.remove(message.topic) is None:
+                return 0
+            return self.journal.record(journal.RETAINED_DROP, "", message.topic)
+        self.retained.set(message.topic, message)  # [MQTT-3.3.1-5]
+        return self.journal.record(journal.RETAINED_SAVE, "", message.topic, 0, message)
+
+    def subscribe(self, session: Session, entry: Filter, identifier: int, now: float) -> int:
+        topic_filter = entry.topic_filter
+        try:
+            group_name, inner = split_shared(topic_filter)
+            validate_topic_filter(inner, self.settings.max_topic_levels)
+        except ProtocolError as error:
+            return error.code
+        known = session.subscriptions.get(topic_filter)
+        if known is None and len(session.subscriptions) >= self.settings.max_subscriptions:
+            return spec.QUOTA_EXCEEDED
+        subscription = Subscription(
+            session,
+            topic_filter,
+            entry.qos,
+            entry.no_local,
+            entry.retain_as_published,
+            entry.retain_handling,
+            identifier,
+            None,
+        )
+        self.trie.insert(subscription, group_name, inner)  # [MQTT-3.8.4-3]
+        session.subscriptions[topic_filter] = subscription
+        if group_name:
+            if session.grouped is None:
+                session.grouped = []
+            if known is not None:
+                session.grouped.remove(known)
+            session.grouped.append(subscription)
+            group = subscription.group
+            if group is not None and group.queue:
+                self.context.groups[group] = None
+        elif entry.retain_handling == 0 or (entry.retain_handling == 1 and known is None):
+            # [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11] [MQTT-3.8.4-4]
+            if self.retained.count:
+                session.add_replay(
+                    Replay(self.retained.cursor(inner), subscription, subscription.identifier_block)
+                )
+        if session.durable:
+            session.barrier = self.journal.record(
+                journal.SUBSCRIPTION_SAVE, session.client_id, topic_filter
+            )
+        return entry.qos  # [MQTT-3.8.4-7]
+
+    def unsubscribe(self, session: Session, topic_filter: str) -> int:
+        subscription = session.subscriptions.pop(topic_filter, None)
+        if subscription is None:
+            return spec.NO_SUBSCRIPTION_EXISTED
+        self._remove(session, subscription)
+        session.stop_replays(subscription)
+        if session.durable:
+            session.barrier = self.journal.record(
+                journal.SUBSCRIPTION_DROP, session.client_id, topic_filter
+            )
+        return spec.SUCCESS
+
+    # Sessions.
+
+    def _remove(self, session: Session, subscription: Subscription) -> None:
+        group_name, inner = split_shared(subscription.topic_filter)
+        group = subscription.group
+        self.trie.remove(session, group_name, inner)
+        if group is not None:
+            if session.grouped is not None:
+                session.grouped.remove(subscription)
+                if not session.grouped:
+                    session.grouped = None
+            if not group.members:
+                dissolve(group, self.context)
+
+    def _end_session(self, session: Session, now: float) -> int:
+        """Drop a session and all that hangs on it; returns the barrier."""
+        if session.will_at:
+            self._publish_will(session, now)
+        del self.sessions[session.client_id]
+        for subscription in list(session.subscriptions.values()):
+            self._remove(session, subscription)
+        session.subscriptions.clear()
+        session.end()
+        if not session.stored:
+            return 0
+        return self.journal.record(journal.SESSION_DROP, session.client_id)
+
+    def _publish_will(self, session: Session, now: float) -> None:
+        will = session.will
+        session.will = None  # [MQTT-3.1.2-10]
+        session.will_at = 0.0
+        if will is None:
+            return
+        self._record_will(session)
+        if is_reserved(will.topic):
+            return
+        self.counters.wills_published += 1
+        self.publish(will_message(will, session.client_id, now), now)
+
+    def _record_will(self, session: Session) -> None:
+        if session.stored:
+            self.journal.record(journal.WILL_DROP, session.client_id)
+
+    def _push(self, at: float, session: Session) -> None:
+        self._order += 1
+        heappush(self._deadlines, Deadline(at, self._order, session))
+
+
+def will_message(will: Will, client_id: str, now: float) -> Message:
+    """The message a will becomes when it is published. [MQTT-3.1.2-14] [MQTT-3.1.2-15]"""
+    expires_at = 0.0
+    if will.message_expiry >= 0:
+        expires_at = now + will.message_expiry
+    return Message(
+        will.topic,
+        will.topic.encode("utf-8"),
+        will.payload,
+        will.qos,
+        will.retain,
+        will.properties,
+        expires_at,
+        client_id,
+    )
+
+
+def _without_no_local(target: Target) -> Target:
+    """What is left of an overlap for the publisher itself: the subscriptions without No Local."""
+    return Target([s for s in target.subscriptions if not s.no_local])

@@ -1,0 +1,53 @@
+"""What the broker counts: plain integers, added to in place.
+
+Owns: the counters and the reasons a message may be dropped for. An attribute increment is the whole
+cost on the hot path; whoever publishes the numbers reads them at scrape time.
+
+Must not know: Prometheus, `$SYS`, clocks, rates.
+
+Invariant (the balance): every message × matching subscription ends in exactly one state, so at rest
+`matched == delivered + queued + inflight + sum(dropped.values())`, where queued and inflight are
+read from the sessions (`Broker.balance`). A test holds it.
+"""
+
+from typing import Final
+
+DROP_OFFLINE_QOS0: Final = "offline_qos0"  # QoS 0 for a session without a connection
+DROP_SLOW_READER: Final = "slow_reader"  # QoS 0 while the reader's write buffer is full
+DROP_QUEUE_FULL: Final = "queue_full"
+DROP_EXPIRED: Final = "expired"
+DROP_TOO_LARGE: Final = "packet_too_large"  # larger than the receiver's Maximum Packet Size
+DROP_SESSION_ENDED: Final = "session_ended"
+DROP_REFUSED: Final = "refused_by_receiver"  # PUBACK or PUBREC with 0x80 or above
+DROP_NO_LOCAL: Final = "no_local"
+DROP_NO_MEMBER: Final = "no_shared_member"  # QoS 0, and no member of the group could take it
+
+
+class Counters:
+    """Totals since the broker began. Read freely; only the core writes."""
+
+    def __init__(self) -> None:
+        self.connections_total: int = 0
+        self.connections: int = 0  # transports open now
+        self.clients_connected: int = 0  # CONNECT accepted and not yet gone
+        self.connects_refused: int = 0
+        self.bytes_received: int = 0
+        self.bytes_sent: int = 0
+        self.packets_received: int = 0
+        self.packets_sent: int = 0
+        self.publish_received: int = 0
+        self.publish_sent: int = 0
+        self.publish_refused: int = 0
+        self.matched: int = 0
+        self.delivered: int = 0
+        self.redelivered: int = 0
+        self.takeovers: int = 0
+        self.sessions_expired: int = 0
+        self.wills_published: int = 0
+        self.protocol_errors: int = 0
+        self.bugs: int = 0
+        self.dropped: dict[str, int] = {}
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count `count` message × subscription pairs that end here, for `reason`."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + count

@@ -1,0 +1,259 @@
+"""The sending half of a connection: what waits to be written, and what waits for the disk.
+
+Owns: the list of frames the shell writes once per tick; topic aliases towards the client; the
+client's Maximum Packet Size; the acknowledgements that are held until what they promise is
+durable.
+
+Must not know: how packets are read, sessions, topics' subscribers, when the shell flushes.
+
+Invariants: frames leave in the order they were appended; nothing larger than the client accepts
+is ever appended; held acknowledgements leave in the order of their requests, each only after its
+barrier is durable (or, where nothing but deliveries stands behind it, after the last of those
+settled); a connection with something to write stands in `dirty_list` exactly once.
+"""
+
+from collections import deque
+from typing import Final
+
+from mqttd.core import counters as count
+from mqttd.core import encode
+from mqttd.core.counters import Counters
+from mqttd.core.journal import Journal
+from mqttd.core.message import Message
+from mqttd.core.packets import Pubrel
+from mqttd.core.session import Context, Link
+from mqttd.core.wire import packet_id_bytes
+
+_ALIAS_CANDIDATES: Final = 1024  # topics watched for becoming hot; then the count starts anew
+
+
+class Held:
+    """A frame that is a promise, and what has to be durable before it may leave."""
+
+    def __init__(
+        self, frame: bytes, barrier: int, message: Message | None, frees: bool, opens: bool
+    ) -> None:
+        self.frame = frame
+        self.barrier = barrier
+        self.message = message  # set: may also leave when this has no undurable delivery left
+        self.frees = frees  # ends an inbound QoS > 0 exchange: gives its quota back
+        self.opens = opens  # the CONNACK: the session may send after it
+
+
+class Outbound(Link):
+    """Base of `Connection`: everything on the way out."""
+
+    def __init__(self, context: Context, dirty_list: "list[Outbound]") -> None:
+        super().__init__()
+        self.context = context
+        self.counters: Counters = context.counters
+        self.journal: Journal = context.journal
+        self.dirty_list = dirty_list
+        self.dirty: bool = False
+        self.closing: bool = False  # after writing data_to_send, close the transport
+        self.closed: bool = False  # nothing may be appended any more
+        self.version: int = 4
+        self.max_send: int = 0  # the client's Maximum Packet Size; 0 = none given
+        self.inbound_open: int = 0  # inbound QoS > 0 exchanges not yet acknowledged
+        self._out: list[bytes] = []
+        self._out_size: int = 0
+        self._held: deque[Held] | None = None
+        self._alias_max: int = 0
+        self._aliases: dict[bytes, int] | None = None
+        self._alias_seen: dict[bytes, int] | None = None
+
+    def data_to_send(self) -> bytes:
+        """Everything that waits to be written; the caller owns it from here."""
+        self.dirty = False
+        out = self._out
+        if not out:
+            return b""
+        data = out[0] if len(out) == 1 else b"".join(out)
+        self._out = []
+        self._out_size = 0
+        self.counters.bytes_sent += len(data)
+        return data
+
+    def backlog(self) -> int:
+        return self._out_size
+
+    def send(self, frame: bytes) -> None:
+        """Append one whole packet."""
+        if self.closed:
+            return
+        self._out.append(frame)
+        self._out_size += len(frame)
+        self.counters.packets_sent += 1
+        if not self.dirty:
+            self.dirty = True
+            self.dirty_list.append(self)
+
+    def finish(self) -> None:
+        """Nothing comes after what was sent: the shell closes once it is written."""
+        self.closed = True
+        self.closing = True
+        self.writable = False
+        self._held = None
+        if not self.dirty:
+            self.dirty = True
+            self.dirty_list.append(self)
+
+    # PUBLISH.
+
+    def send_publish(
+        self,
+        message: Message,
+        qos: int,
+        retain: bool,
+        packet_id: int,
+        dup: bool,
+        identifiers: bytes,
+        now: float,
+    ) -> bool:
+        version = self.version
+        if dup or (
+            version >= 5 and (identifiers or message.expires_at or self._aliases is not None)
+        ):
+            return self._send_single(message, qos, retain, packet_id, dup, identifiers, now)
+        layout = qos  # layout_of, spelled out: this is the hottest line of the way out
+        if retain:
+            layout |= 4
+        if version >= 5:
+            layout |= 8
+        if layout != message.layout:
+            message.use(layout)
+        head = message.head
+        size = len(head)
+        if qos:
+            tail = message.tail
+            size += 2 + len(tail)
+            if self.max_send and size > self.max_send:
+                self.counters.drop(count.DROP_TOO_LARGE)
+                return False
+            out = self._out
+            out.append(head)
+            out.append(packet_id_bytes(packet_id))
+            out.append(tail)
+        else:
+            if self.max_send and size > self.max_send:
+                self.counters.drop(count.DROP_TOO_LARGE)
+                return False
+            self._out.append(head)
+        self._out_size += size
+        self.counters.publish_sent += 1
+        if not self.dirty:
+            self.dirty = True
+            self.dirty_list.append(self)
+        return True
+
+    def _send_single(
+        self,
+        message: Message,
+        qos: int,
+        retain: bool,
+        packet_id: int,
+        dup: bool,
+        identifiers: bytes,
+        now: float,
+    ) -> bool:
+        """A PUBLISH that differs for this receiver: DUP, expiry, identifiers or an alias."""
+        first = 0x30 | (qos << 1)
+        if retain:
+            first |= 1
+        if dup:
+            first |= 8  # never at QoS 0 [MQTT-3.3.1-2]: only an unacknowledged delivery repeats
+        key = message.key
+        alias = 0
+        fresh = False
+        aliases = self._aliases
+        if aliases is not None and self.version >= 5:
+            alias = aliases.get(key, 0)
+            if alias == 0 and self._is_hot(key) and len(aliases) < self._alias_max:
+                alias = len(aliases) + 1  # [MQTT-3.1.2-26] [MQTT-3.3.2-8] 1 up to the maximum
+                fresh = True
+        frame = message.encode_once(
+            self.version,
+            first,
+            key if alias == 0 or fresh else b"",
+            packet_id_bytes(packet_id) if qos else b"",
+            alias,
+            identifiers if self.version >= 5 else b"",
+            now,
+        )
+        if self.max_send and len(frame) > self.max_send:  # [MQTT-3.1.2-24]
+            self.counters.drop(count.DROP_TOO_LARGE)
+            return False
+        if fresh and aliases is not None:
+            aliases[key] = alias
+        self._out.append(frame)
+        self._out_size += len(frame)
+        self.counters.publish_sent += 1
+        if not self.dirty:
+            self.dirty = True
+            self.dirty_list.append(self)
+        return True
+
+    def allow_aliases(self, maximum: int) -> None:
+        """The client takes topic aliases 1 to `maximum`. [MQTT-3.3.2-11]"""
+        if maximum > 0:
+            self._alias_max = maximum
+            self._aliases = {}
+            self._alias_seen = {}
+
+    def _is_hot(self, key: bytes) -> bool:
+        """A topic earns an alias when it is sent for the second time."""
+        seen = self._alias_seen
+        if seen is None:
+            return False
+        if key in seen:
+            return True
+        if len(seen) >= _ALIAS_CANDIDATES:
+            seen.clear()
+        seen[key] = 1
+        return False
+
+    # Acknowledgements.
+
+    def send_pubrel(self, packet_id: int, reason: int, barrier: int) -> None:
+        self.promise(
+            encode.encode_pubrel(Pubrel(packet_id, reason), self.version), barrier, None, False
+        )
+
+    def promise(self, frame: bytes, barrier: int, message: Message | None, frees: bool) -> None:
+        """Send an acknowledgement once what it promises is durable; in order of the requests."""
+        if self._held is None and barrier <= self.journal.committed:
+            if frees:
+                self.inbound_open -= 1
+            self.send(frame)
+            return
+        self._hold(Held(frame, barrier, message, frees, False))
+
+    def _hold(self, held: Held) -> None:
+        if self._held is None:
+            self._held = deque()
+        self._held.append(held)
+        if held.message is not None:
+            held.message.holder = self
+        self.context.holding[self] = None
+
+    def release(self) -> None:
+        """Send what is held and need not be any longer; stop at the first that still has to."""
+        queue = self._held
+        committed = self.journal.committed
+        while queue:
+            held = queue[0]
+            message = held.message
+            if held.barrier > committed and (message is None or message.undurable > 0):
+                return
+            queue.popleft()
+            if held.frees:
+                self.inbound_open -= 1
+            self.send(held.frame)
+            if held.opens:
+                self.opened()
+        self._held = None
+        self.context.holding.pop(self, None)
+
+    def opened(self) -> None:
+        """CONNACK has left. `Connection` lets the session send."""
+        raise AssertionError("an Outbound has to override opened")

@@ -1,0 +1,467 @@
+"""What outlives a connection: subscriptions, windows, queue, will, and who owns them.
+
+Owns: `Session`, the state a client id is the key of, and the order in which its messages leave:
+`due` (has a packet identifier, not yet sent on this connection), then `queue` (no identifier
+yet), then the queues of its shared groups, then retained replays. Each waits for the client's
+Receive Maximum and for room in the connection's write buffer; nothing here is ever a suspended
+coroutine.
+
+Must not know: bytes on the wire, sockets, other sessions. It speaks to its connection through
+`Link` and to the rest of the broker through `Context`.
+
+Invariants: `link` is None exactly while no accepted connection has the session; `quota` is what
+the client's Receive Maximum leaves on this connection; a delivery is in one of queue, window or
+gone; first sendings leave in the order of `deliver`; a QoS 2 delivery of a durable session is
+sent only after the batch with its packet identifier is durable, since a resend under another
+identifier would be a second copy.
+"""
+
+from collections import deque
+from typing import Final
+
+from mqttd.core import counters as count
+from mqttd.core.counters import Counters
+from mqttd.core.inflight import QUEUED, RELEASED, SENT, SETTLED, Delivery, Window
+from mqttd.core.journal import Journal
+from mqttd.core.message import Holder, Message
+from mqttd.core.packets import Will
+from mqttd.core.retained import Cursor
+from mqttd.core.settings import DROP_OLDEST, Settings
+from mqttd.core.trie import SharedGroup, Subscriber, Subscription
+
+# A retained replay visits this many tree nodes a turn and stops once this much waits to be written.
+_REPLAY_STEPS: Final = 64
+_REPLAY_TURN: Final = 512
+_REPLAY_BACKLOG: Final = 262144
+
+
+class Link(Holder):
+    """What a session asks of its connection. `Connection` is the one implementation."""
+
+    def __init__(self) -> None:
+        self.established: bool = False  # CONNACK has left
+        self.writable: bool = False  # established, and the transport takes bytes
+
+    def send_publish(
+        self,
+        message: Message,
+        qos: int,
+        retain: bool,
+        packet_id: int,
+        dup: bool,
+        identifiers: bytes,
+        now: float,
+    ) -> bool:
+        """Queue a PUBLISH for writing; False when it is larger than the client accepts."""
+        raise AssertionError("a Link has to override send_publish")
+
+    def send_pubrel(self, packet_id: int, reason: int, barrier: int) -> None:
+        """Queue a PUBREL, behind `barrier` and the acknowledgements already held."""
+        raise AssertionError("a Link has to override send_pubrel")
+
+    def backlog(self) -> int:
+        """Bytes that wait to be written."""
+        raise AssertionError("a Link has to override backlog")
+
+
+class Context:
+    """What every session of one broker shares."""
+
+    def __init__(self, settings: Settings, counters: Counters, journal: Journal) -> None:
+        self.settings = settings
+        self.counters = counters
+        self.journal = journal
+        self.runnable: list[Session] = []  # sessions with a replay that can go on
+        self.holding: dict[Holder, None] = {}  # connections that hold acknowledgements back
+        self.waiting: list[Session] = []  # sessions with a delivery behind a barrier
+        self.groups: dict[SharedGroup, None] = {}  # with a queue that may move on
+        self.waiting_groups: dict[SharedGroup, None] = {}  # with a message behind a barrier
+
+
+class Replay:
+    """A retained replay under way: one per SUBSCRIBE filter that asked for it."""
+
+    def __init__(self, cursor: Cursor, subscription: Subscription, identifiers: bytes) -> None:
+        self.cursor = cursor
+        self.subscription = subscription
+        self.identifiers = identifiers
+
+
+class Session(Subscriber):
+    """The session state of one client id (MQTT 5, 4.1)."""
+
+    def __init__(self, client_id: str, owner: str | None, context: Context) -> None:
+        super().__init__(client_id)
+        self.owner = owner  # the user that made it; None for anonymous
+        self.context = context
+        self.link: Link | None = None
+        self.expiry_interval: int = 0
+        self.expires_at: float = 0.0  # set while disconnected; 0.0 = no deadline
+        self.will: Will | None = None
+        self.will_at: float = 0.0  # set while a delayed will is pending
+        self.duels: int = 0  # take-overs since duel_at
+        self.duel_at: float = 0.0
+        self.durable: bool = False  # outlives its connection: its promises are journalled
+        self.stored: bool = False  # the store has, or will have, rows of it
+        self.resumed: bool = False  # the last CONNECT found it here: Session Present
+        self.barrier: int = 0  # batch of the last change to the session's own row
+        self.inbound_barrier: int = 0  # batch of the last change to `inbound`
+        self.subscriptions: dict[str, Subscription] = {}
+        self.grouped: list[Subscription] | None = None  # the shared ones among them
+        self.window: Window = Window()
+        self.inbound: dict[int, int] = {}  # inbound QoS 2 ids → serial of the connection
+        self.quota: int = 0
+        self.quota_max: int = 0
+        self.due: deque[Delivery] | None = None
+        self.queue: deque[Delivery] | None = None
+        self.replays: list[Replay] | None = None
+        self.runnable: bool = False  # stands in context.runnable
+        self.waiting: bool = False  # stands in context.waiting
+
+    # Delivering.
+
+    def deliver(
+        self,
+        message: Message,
+        qos: int,
+        retain: bool,
+        identifiers: bytes,
+        now: float,
+    ) -> None:
+        """Send `message` or keep it. `qos` is already min(publish, granted). [MQTT-4.5.0-1]"""
+        link = self.link
+        journal = self.context.journal
+        if qos == 0 and message.barrier <= journal.committed:
+            if link is not None and link.writable:
+                if link.send_publish(message, 0, retain, 0, False, identifiers, now):
+                    self.context.counters.delivered += 1
+                return
+            if link is not None and link.established:
+                self._deliver_late(link, message, retain, identifiers, now)
+                return
+            if not (self.durable and self.context.settings.queue_qos0):
+                self.context.counters.drop(count.DROP_OFFLINE_QOS0)
+                return
+        delivery = Delivery(message, qos, retain, identifiers, None)
+        if qos and self.durable:
+            barrier = journal.add(self.client_id, delivery)
+            if qos == 2:
+                delivery.barrier = barrier
+        if message.barrier > delivery.barrier:
+            delivery.barrier = message.barrier
+        if link is not None and link.writable and not self.queue and self.room() > 0:
+            self._transmit(link, delivery, now)
+        else:
+            self.enqueue(delivery)
+
+    def _deliver_late(
+        self, link: Link, message: Message, retain: bool, identifiers: bytes, now: float
+    ) -> None:
+        """QoS 0 for a reader that lags: buffered up to a bound, then dropped and counted."""
+        counters = self.context.counters
+        if link.backlog() >= self.context.settings.write_buffer:
+            counters.drop(count.DROP_SLOW_READER)
+        elif link.send_publish(message, 0, retain, 0, False, identifiers, now):
+            counters.delivered += 1
+
+    def room(self) -> int:
+        """How many more QoS > 0 messages this connection may carry now. [MQTT-3.3.4-9]"""
+        if self.window.full():
+            return 0
+        if self.due:
+            return self.quota - len(self.due)
+        return self.quota
+
+    def enqueue(self, delivery: Delivery) -> None:
+        """Keep a delivery for later, within the bound of the queue."""
+        queue = self.queue
+        if queue is None:
+            queue = self.queue = deque()
+        settings = self.context.settings
+        if settings.max_queued_messages and len(queue) >= settings.max_queued_messages:
+            if settings.queue_overflow != DROP_OLDEST:
+                self.discard(delivery, count.DROP_QUEUE_FULL)
+                return
+            self.discard(queue.popleft(), count.DROP_QUEUE_FULL)
+        queue.append(delivery)
+        if delivery.barrier > self.context.journal.committed:
+            self._await_commit()
+
+    def discard(self, delivery: Delivery, reason: str) -> None:
+        """End a delivery unsent, counted by reason."""
+        self.context.counters.drop(reason)
+        self._settle(delivery)
+
+    def adopt(self, delivery: Delivery, now: float) -> None:
+        """Send a delivery of a shared group on this session; the caller has seen that it can."""
+        delivery.packet_id = 0
+        delivery.state = QUEUED
+        delivery.sent = False
+        link = self.link
+        assert link is not None
+        if delivery.qos == 0:
+            if link.send_publish(
+                delivery.message, 0, delivery.retain, 0, False, delivery.identifiers, now
+            ):
+                self.context.counters.delivered += 1
+            return
+        if self.durable and not delivery.journalled:
+            barrier = self.context.journal.add(self.client_id, delivery)
+            if delivery.qos == 2 and barrier > delivery.barrier:
+                delivery.barrier = barrier
+        self._transmit(link, delivery, now)
+
+    def _transmit(self, link: Link, delivery: Delivery, now: float) -> None:
+        """Give the delivery its packet identifier and send it, or line it up in `due`."""
+        if delivery.qos == 0:
+            if link.send_publish(
+                delivery.message, 0, delivery.retain, 0, False, delivery.identifiers, now
+            ):
+                self.context.counters.delivered += 1
+            return
+        journal = self.context.journal
+        self.window.add(delivery)
+        delivery.state = SENT
+        if delivery.journalled:
+            barrier = journal.update(self.client_id, delivery)
+            if delivery.qos == 2:
+                delivery.barrier = barrier
+        if self.due or delivery.barrier > journal.committed:
+            if self.due is None:
+                self.due = deque()
+            self.due.append(delivery)
+            self._await_commit()
+            return
+        self._send(link, delivery, now)
+
+    def _send(self, link: Link, delivery: Delivery, now: float) -> None:
+        self.quota -= 1
+        # [MQTT-3.3.1-1] DUP tells a retransmission, [MQTT-3.3.1-3] whatever the publisher's was.
+        dup = delivery.sent
+        delivery.sent = True
+        if dup:
+            self.context.counters.redelivered += 1
+        if not link.send_publish(
+            delivery.message,
+            delivery.qos,
+            delivery.retain,
+            delivery.packet_id,
+            dup,
+            delivery.identifiers,
+            now,
+        ):
+            # [MQTT-3.1.2-25] too large for this client: as if delivered, and the quota is free.
+            self.window.pop(delivery.packet_id)
+            self.quota += 1
+            self._settle(delivery)
+
+    def _await_commit(self) -> None:
+        if not self.waiting:
+            self.waiting = True
+            self.context.waiting.append(self)
+
+    def _settle(self, delivery: Delivery) -> None:
+        delivery.state = SETTLED
+        message = delivery.message
+        if self.context.journal.settle(self.client_id, delivery):
+            holder = message.holder
+            if holder is not None:
+                message.holder = None
+                holder.release()
+
+    # Acknowledgements from the client.
+
+    def on_puback(self, packet_id: int, reason: int, now: float) -> None:
+        """PUBACK of a QoS 1 delivery. [MQTT-4.3.2-3] An unknown identifier is no error."""
+        delivery = self.window.get(packet_id)
+        if delivery is None or delivery.qos != 1:
+            return
+        self._finish(delivery, reason, now)
+
+    def on_pubrec(self, packet_id: int, reason: int, now: float) -> bool:
+        """PUBREC of a QoS 2 delivery; False when the identifier is not known."""
+        delivery = self.window.get(packet_id)
+        if delivery is None or delivery.qos != 2:
+            return False
+        if reason >= 0x80:
+            # [MQTT-4.4.0-2] an error PUBREC ends the exchange.
+            self._finish(delivery, reason, now)
+            return True
+        if delivery.state == SENT:
+            delivery.state = RELEASED  # [MQTT-4.3.3-6] from here the PUBLISH is not sent again
+            delivery.barrier = self.context.journal.update(self.client_id, delivery)
+        link = self.link
+        if link is not None:
+            # [MQTT-4.3.3-4] also when the PUBREC is a repetition.
+            link.send_pubrel(packet_id, 0, delivery.barrier)
+        return True
+
+    def on_pubcomp(self, packet_id: int, now: float) -> None:
+        """PUBCOMP of a QoS 2 delivery. [MQTT-4.3.3-5]"""
+        delivery = self.window.get(packet_id)
+        if delivery is None or delivery.qos != 2 or delivery.state != RELEASED:
+            return
+        self._finish(delivery, 0, now)
+
+    def _finish(self, delivery: Delivery, reason: int, now: float) -> None:
+        self.window.pop(delivery.packet_id)
+        if self.quota < self.quota_max:
+            self.quota += 1
+        if reason >= 0x80:
+            self.context.counters.drop(count.DROP_REFUSED)
+        else:
+            self.context.counters.delivered += 1
+        self._settle(delivery)
+        if self.queue or self.due or self.replays is not None or self.grouped is not None:
+            self.pump(now)
+
+    # Moving on whenever there is room: after an acknowledgement, a commit, a resume.
+
+    def pump(self, now: float) -> None:
+        """Send whatever may be sent now, in order."""
+        link = self.link
+        if link is None or not link.writable:
+            return
+        committed = self.context.journal.committed
+        due = self.due
+        while due:
+            delivery = due[0]
+            if delivery.state != SETTLED:
+                if delivery.barrier > committed:
+                    self._await_commit()
+                    return
+                if delivery.state == RELEASED:
+                    link.send_pubrel(delivery.packet_id, 0, delivery.barrier)
+                elif self.quota <= 0 or not link.writable:
+                    return
+                else:
+                    self._send(link, delivery, now)
+            due.popleft()
+        self.due = None
+        queue = self.queue
+        while queue:
+            delivery = queue[0]
+            # A message downgraded to QoS 0 takes no identifier: only the barrier may stop it.
+            if not link.writable or (delivery.qos and self.room() <= 0):
+                return
+            if delivery.message.barrier > committed:
+                self._await_commit()
+                return
+            queue.popleft()
+            if delivery.message.expires_at and now >= delivery.message.expires_at:
+                # [MQTT-3.3.2-5] expired before its delivery began.
+                self.discard(delivery, count.DROP_EXPIRED)
+                continue
+            self._transmit(link, delivery, now)
+        self.queue = None
+        if self.grouped is not None and self.room() > 0:
+            for subscription in self.grouped:
+                group = subscription.group
+                if group is not None and group.queue:
+                    self.context.groups[group] = None
+        if self.replays is not None and not self.runnable:
+            self.runnable = True
+            self.context.runnable.append(self)
+
+    def attach(self, link: Link, receive_maximum: int) -> None:
+        """A connection takes the session; `pump` starts once CONNACK is out."""
+        self.link = link
+        self.quota = receive_maximum
+        self.quota_max = receive_maximum
+        self.expires_at = 0.0
+        self.will_at = 0.0
+        # [MQTT-4.4.0-1] what is unacknowledged goes out again, in the original order.
+        if self.window.deliveries:
+            self.due = deque(self.window.deliveries.values())
+
+    def detach(self) -> list[Delivery]:
+        """The connection is gone. Returns what it left unfinished of shared groups (QoS 1)."""
+        self.link = None
+        self.due = None
+        orphans: list[Delivery] = []
+        if self.grouped is not None:
+            for delivery in list(self.window.deliveries.values()):
+                # [MQTT-4.8.2-4] a QoS 2 exchange stays with the member that began it.
+                if delivery.group is not None and delivery.qos == 1:
+                    self.window.pop(delivery.packet_id)
+                    self.context.journal.settle(self.client_id, delivery)
+                    orphans.append(delivery)
+        return orphans
+
+    def end(self) -> None:
+        """The session is over: everything still on its way to the client is counted as dropped."""
+        left = list(self.window.deliveries.values())
+        if self.queue:
+            left.extend(self.queue)
+        self.window.deliveries.clear()
+        self.queue = None
+        self.due = None
+        self.replays = None
+        for delivery in left:
+            self.discard(delivery, count.DROP_SESSION_ENDED)
+
+    # Retained replay.
+
+    def add_replay(self, replay: Replay) -> None:
+        if self.replays is None:
+            self.replays = []
+        self.replays.append(replay)
+        if not self.runnable:
+            self.runnable = True
+            self.context.runnable.append(self)
+
+    def stop_replays(self, subscription: Subscription) -> None:
+        """[MQTT-3.10.4-2] nothing more is sent for a subscription that has gone."""
+        if self.replays is not None:
+            left = [replay for replay in self.replays if replay.subscription is not subscription]
+            self.replays = left if left else None
+
+    def run_replay(self, now: float) -> bool:
+        """One turn of replay. True: call again next tick; False: `pump` will ask again."""
+        link = self.link
+        replays = self.replays
+        if link is None or not replays or not link.writable or self.queue or self.due:
+            return False
+        replay = replays[0]
+        subscription = replay.subscription
+        budget = _REPLAY_TURN
+        while budget > 0:
+            if not link.writable:
+                return False
+            if link.backlog() > _REPLAY_BACKLOG:
+                return True
+            steps = _REPLAY_STEPS
+            if subscription.qos:
+                room = self.room()
+                if room <= 0:
+                    return False
+                if room < steps:
+                    steps = room
+            budget -= steps
+            for message in replay.cursor.take(steps):
+                self._replay_one(message, subscription, replay.identifiers, now)
+            if replay.cursor.done:
+                replays.pop(0)
+                if not replays:
+                    self.replays = None
+                    return False
+                return True
+        return True
+
+    def _replay_one(
+        self, message: Message, subscription: Subscription, identifiers: bytes, now: float
+    ) -> None:
+        if message.expires_at and now >= message.expires_at:
+            return
+        if subscription.no_local and message.origin == self.client_id:
+            return  # [MQTT-3.8.3-3]
+        counters = self.context.counters
+        counters.matched += 1
+        qos = message.qos if message.qos < subscription.qos else subscription.qos
+        if qos:
+            self.deliver(message, qos, True, identifiers, now)
+            return
+        # Not `deliver`: a replay paces itself and is never cut short by a full buffer.
+        link = self.link
+        if link is not None and link.send_publish(message, 0, True, 0, False, identifiers, now):
+            counters.delivered += 1
