@@ -1,0 +1,503 @@
+"""Golden vectors of packets that have to be refused, and as what; see `vectors`."""
+
+from mqttd.core.spec import (
+    MALFORMED_PACKET,
+    PROTOCOL_ERROR,
+    TOPIC_ALIAS_INVALID,
+    UNSUPPORTED_PROTOCOL_VERSION,
+)
+from tests.core.vector_kit import ALL, V3, V5, V31, V311, Vector, bad
+
+BAD: list[Vector] = [
+    bad("type-0", ALL, "00 00", MALFORMED_PACKET),
+    # 3.1 CONNECT
+    bad(
+        "connect-header-flags",
+        V5,
+        "11 0d 0004 4d515454 05 00 0000 00 0000",
+        MALFORMED_PACKET,
+        "MQTT-2.1.3-1",
+    ),
+    bad("connect-empty", V5, "10 00", MALFORMED_PACKET),
+    bad(
+        "connect-name",
+        V5,
+        """
+        10 0d               # CONNECT
+        00 04 4d515458      # protocol name MQTX
+        05 00 0000 00 0000  # level 5, no flags, no keep alive, no properties, client id ""
+        """,
+        UNSUPPORTED_PROTOCOL_VERSION,
+        "MQTT-3.1.2-1",
+    ),
+    bad(
+        "connect-name-case",
+        V5,
+        "10 0d 0004 6d717474 05 00 0000 00 0000",
+        UNSUPPORTED_PROTOCOL_VERSION,
+        "MQTT-3.1.2-1",
+    ),
+    bad(
+        "connect-name-utf8",
+        V5,
+        "10 0b 0002 c328 05 00 0000 00 0000",
+        MALFORMED_PACKET,
+        "MQTT-1.5.4-1",
+    ),
+    bad(
+        "connect-level-6",
+        V5,
+        "10 0d 0004 4d515454 06 00 0000 00 0000",
+        UNSUPPORTED_PROTOCOL_VERSION,
+        "MQTT-3.1.2-2",
+    ),
+    bad(
+        "connect-level-0",
+        V5,
+        "10 0d 0004 4d515454 00 00 0000 00 0000",
+        UNSUPPORTED_PROTOCOL_VERSION,
+        "MQTT-3.1.2-2",
+    ),
+    bad(
+        "connect-level-3-of-MQTT",
+        V31,
+        "10 0c 0004 4d515454 03 02 0000 0000",
+        UNSUPPORTED_PROTOCOL_VERSION,
+        "MQTT-3.1.2-2",
+    ),
+    bad(
+        "connect-level-4-of-MQIsdp",
+        V311,
+        "10 0e 0006 4d5149736470 04 02 0000 0000",
+        UNSUPPORTED_PROTOCOL_VERSION,
+        "MQTT-3.1.2-2",
+    ),
+    bad(
+        "connect-5-bridge-bit",
+        V5,
+        "10 0d 0004 4d515454 85 00 0000 00 0000",
+        UNSUPPORTED_PROTOCOL_VERSION,
+        "MQTT-3.1.2-2",
+    ),
+    bad(
+        "connect-3.1.1-reserved-flag",
+        V311,
+        "10 0c 0004 4d515454 04 03 0000 0000",
+        MALFORMED_PACKET,
+        "MQTT-3.1.2-3",
+    ),
+    bad(
+        "connect-5-reserved-flag",
+        V5,
+        "10 0d 0004 4d515454 05 01 0000 00 0000",
+        MALFORMED_PACKET,
+        "MQTT-3.1.2-3",
+    ),
+    bad(
+        "connect-will-qos-without-will",
+        V311,
+        "10 0c 0004 4d515454 04 08 0000 0000",
+        MALFORMED_PACKET,
+        "MQTT-3.1.2-11",
+    ),
+    bad(
+        "connect-will-retain-without-will",
+        V5,
+        "10 0d 0004 4d515454 05 20 0000 00 0000",
+        MALFORMED_PACKET,
+        "MQTT-3.1.2-13",
+    ),
+    bad(
+        "connect-will-qos-3",
+        V5,
+        """
+        10 13               # CONNECT
+        00 04 4d515454 05   # protocol name MQTT, level 5
+        1c                  # connect flags: will, will QoS 3
+        00 00 00 00 00      # no keep alive, no properties, client id ""
+        00 00 01 74 00 00   # no will properties, will topic "t", will payload empty
+        """,
+        MALFORMED_PACKET,
+        "MQTT-3.1.2-12",
+    ),
+    bad(
+        "connect-3.1-password-without-name",
+        V31,
+        "10 11 0006 4d5149736470 03 40 0000 0000 0001 70",
+        MALFORMED_PACKET,
+    ),
+    bad(
+        "connect-3.1.1-password-without-name",
+        V311,
+        "10 0f 0004 4d515454 04 40 0000 0000 0001 70",
+        MALFORMED_PACKET,
+    ),
+    bad("connect-client-id-missing", V311, "10 0a 0004 4d515454 04 02 0000", MALFORMED_PACKET),
+    bad(
+        "connect-client-id-nul",
+        V311,
+        "10 0e 0004 4d515454 04 02 0000 0002 6100",
+        MALFORMED_PACKET,
+        "MQTT-1.5.4-2",
+    ),
+    bad(
+        "connect-client-id-surrogate",
+        V311,
+        "10 0f 0004 4d515454 04 02 0000 0003 eda080",
+        MALFORMED_PACKET,
+        "MQTT-1.5.4-1",
+    ),
+    bad(
+        "connect-client-id-overlong",
+        V311,
+        "10 0e 0004 4d515454 04 02 0000 0002 c080",
+        MALFORMED_PACKET,
+        "MQTT-1.5.4-1",
+    ),
+    bad("connect-will-missing", V311, "10 0c 0004 4d515454 04 06 0000 0000", MALFORMED_PACKET),
+    bad(
+        "connect-will-payload-missing",
+        V311,
+        "10 0f 0004 4d515454 04 06 0000 0000 0001 74",
+        MALFORMED_PACKET,
+    ),
+    bad(
+        "connect-will-topic-utf8",
+        V311,
+        "10 11 0004 4d515454 04 06 0000 0000 0001 ff 0000",
+        MALFORMED_PACKET,
+        "MQTT-1.5.4-1",
+    ),
+    bad("connect-user-name-missing", V311, "10 0c 0004 4d515454 04 82 0000 0000", MALFORMED_PACKET),
+    bad(
+        "connect-user-name-utf8",
+        V311,
+        "10 0f 0004 4d515454 04 82 0000 0000 0001 ff",
+        MALFORMED_PACKET,
+        "MQTT-1.5.4-1",
+    ),
+    bad(
+        "connect-password-missing",
+        V311,
+        "10 0f 0004 4d515454 04 c2 0000 0000 0001 75",
+        MALFORMED_PACKET,
+    ),
+    bad("connect-trailing-byte", V311, "10 0d 0004 4d515454 04 02 0000 0000 00", MALFORMED_PACKET),
+    bad(
+        "connect-5-user-name-unannounced",
+        V5,
+        "10 10 0004 4d515454 05 02 0000 00 0000 0001 75",
+        MALFORMED_PACKET,
+    ),
+    # 2.2.2 Properties, in a CONNECT
+    bad("properties-missing", V5, "10 0a 0004 4d515454 05 02 0000", MALFORMED_PACKET),
+    bad(
+        "properties-longer-than-packet",
+        V5,
+        "10 0d 0004 4d515454 05 02 0000 7f 0000",
+        MALFORMED_PACKET,
+    ),
+    bad(
+        "properties-length-padded",
+        V5,
+        "10 0e 0004 4d515454 05 02 0000 8000 0000",
+        MALFORMED_PACKET,
+        "MQTT-1.5.5-1",
+    ),
+    bad(
+        "properties-length-5-bytes",
+        V5,
+        "10 11 0004 4d515454 05 02 0000 8080808001 0000",
+        MALFORMED_PACKET,
+    ),
+    bad(
+        "property-over-the-edge",
+        V5,
+        """
+        10 0f               # CONNECT
+        00 04 4d515454 05   # protocol name MQTT, level 5
+        02 0000             # clean start, no keep alive
+        02                  # 2 bytes of properties
+          21 00             # receive maximum, half of it
+        00 00               # client id ""
+        """,
+        MALFORMED_PACKET,
+    ),
+    bad("property-unknown", V5, "10 0f 0004 4d515454 05 02 0000 02 7f00 0000", MALFORMED_PACKET),
+    bad(
+        "property-unknown-2-bytes",
+        V5,
+        "10 0f 0004 4d515454 05 02 0000 02 8100 0000",
+        MALFORMED_PACKET,
+    ),
+    bad(
+        "property-misplaced", V5, "10 10 0004 4d515454 05 02 0000 03 230001 0000", MALFORMED_PACKET
+    ),
+    bad(
+        "property-twice", V5, "10 13 0004 4d515454 05 02 0000 06 210001210001 0000", PROTOCOL_ERROR
+    ),
+    bad("property-flag-2", V5, "10 0f 0004 4d515454 05 02 0000 02 1702 0000", PROTOCOL_ERROR),
+    bad("receive-maximum-0", V5, "10 10 0004 4d515454 05 02 0000 03 210000 0000", PROTOCOL_ERROR),
+    bad(
+        "maximum-packet-size-0",
+        V5,
+        "10 12 0004 4d515454 05 02 0000 05 2700000000 0000",
+        PROTOCOL_ERROR,
+    ),
+    bad(
+        "authentication-data-alone",
+        V5,
+        "10 11 0004 4d515454 05 02 0000 04 160001ff 0000",
+        PROTOCOL_ERROR,
+    ),
+    bad(
+        "user-property-name-utf8",
+        V5,
+        "10 14 0004 4d515454 05 02 0000 07 260001ff000161 0000",
+        MALFORMED_PACKET,
+        "MQTT-1.5.4-1",
+    ),
+    bad(
+        "user-property-value-nul",
+        V5,
+        "10 14 0004 4d515454 05 02 0000 07 26000161000100 0000",
+        MALFORMED_PACKET,
+        "MQTT-1.5.4-2",
+    ),
+    # 3.1.3.2 Will properties
+    bad(
+        "will-properties-missing",
+        V5,
+        """
+        10 0d               # CONNECT
+        00 04 4d515454 05   # protocol name MQTT, level 5
+        06 0000             # clean start and will, no keep alive
+        00 00 00            # no properties, client id ""
+        """,
+        MALFORMED_PACKET,
+    ),
+    bad(
+        "will-property-unknown",
+        V5,
+        "10 15 0004 4d515454 05 06 0000 00 0000 02 0400 0001 74 0000",
+        MALFORMED_PACKET,
+    ),
+    bad(
+        "will-property-high",
+        V5,
+        "10 15 0004 4d515454 05 06 0000 00 0000 02 ff00 0001 74 0000",
+        MALFORMED_PACKET,
+    ),
+    bad(
+        "will-property-misplaced",
+        V5,
+        "10 16 0004 4d515454 05 06 0000 00 0000 03 230001 0001 74 0000",
+        MALFORMED_PACKET,
+    ),
+    bad(
+        "will-delay-twice",
+        V5,
+        "10 1d 0004 4d515454 05 06 0000 00 0000 0a 18000000011800000001 0001 74 0000",
+        PROTOCOL_ERROR,
+    ),
+    bad(
+        "will-content-type-twice",
+        V5,
+        "10 19 0004 4d515454 05 06 0000 00 0000 06 030000030000 0001 74 0000",
+        PROTOCOL_ERROR,
+    ),
+    bad(
+        "will-payload-format-2",
+        V5,
+        "10 15 0004 4d515454 05 06 0000 00 0000 02 0102 0001 74 0000",
+        PROTOCOL_ERROR,
+    ),
+    bad(
+        "will-response-wildcard",
+        V5,
+        "10 19 0004 4d515454 05 06 0000 00 0000 06 080003612f23 0001 74 0000",
+        PROTOCOL_ERROR,
+        "MQTT-3.3.2-14",
+    ),
+    # 3.2 CONNACK
+    bad("connack-short", ALL, "20 01 00", MALFORMED_PACKET),
+    bad("connack-flags", V3, "20 02 02 00", MALFORMED_PACKET, "MQTT-3.2.2-1"),
+    bad("connack-header-flags", V3, "22 02 00 00", MALFORMED_PACKET, "MQTT-2.1.3-1"),
+    bad("connack-return-code-6", V3, "20 02 00 06", PROTOCOL_ERROR),
+    bad("connack-trailing-byte", V3, "20 03 00 00 00", MALFORMED_PACKET),
+    bad("connack-refusal-with-session", V311, "20 02 01 02", PROTOCOL_ERROR, "MQTT-3.2.2-6"),
+    bad("connack-5-reason", V5, "20 03 00 10 00", PROTOCOL_ERROR, "MQTT-3.2.2-8"),
+    bad("connack-5-properties-missing", V5, "20 02 00 00", MALFORMED_PACKET),
+    bad("connack-5-refusal-with-session", V5, "20 03 01 80 00", PROTOCOL_ERROR, "MQTT-3.2.2-6"),
+    bad("connack-5-maximum-qos-2", V5, "20 05 00 00 02 2402", PROTOCOL_ERROR),
+    # 3.3 PUBLISH
+    bad("publish-qos-3", ALL, "36 06 0001 61 0001 00", MALFORMED_PACKET, "MQTT-3.3.1-4"),
+    bad("publish-dup-qos-0", ALL, "38 04 0001 61 00", MALFORMED_PACKET, "MQTT-3.3.1-2"),
+    bad("publish-empty", ALL, "30 00", MALFORMED_PACKET),
+    bad("publish-topic-cut", ALL, "30 06 0005 61626364", MALFORMED_PACKET),
+    bad("publish-topic-utf8", ALL, "30 05 0002 61ff 00", MALFORMED_PACKET, "MQTT-1.5.4-1"),
+    bad("publish-topic-nul", ALL, "30 06 0003 610062 00", MALFORMED_PACKET, "MQTT-1.5.4-2"),
+    bad("publish-topic-empty", V3, "30 03 0000 61", MALFORMED_PACKET, "MQTT-4.7.3-1"),
+    bad("publish-packet-id-0", ALL, "32 06 0001 61 0000 00", PROTOCOL_ERROR, "MQTT-2.2.1-3"),
+    bad("publish-packet-id-cut", ALL, "32 04 0001 61 00", MALFORMED_PACKET),
+    bad("publish-5-no-topic-no-alias", V5, "30 03 0000 00", PROTOCOL_ERROR),
+    bad("publish-5-no-topic-no-properties", V5, "30 02 0000", MALFORMED_PACKET),
+    bad("publish-5-properties-missing", V5, "30 03 0001 61", MALFORMED_PACKET),
+    bad("publish-5-properties-past-end", V5, "30 06 0001 61 05 0101", MALFORMED_PACKET),
+    bad("publish-5-property-over-the-edge", V5, "30 08 0001 61 03 090001 ff", MALFORMED_PACKET),
+    bad("publish-5-property-unknown", V5, "30 06 0001 61 02 0400", MALFORMED_PACKET),
+    bad("publish-5-property-high", V5, "30 06 0001 61 02 8f01", MALFORMED_PACKET),
+    bad("publish-5-property-misplaced", V5, "30 07 0001 61 03 210001", MALFORMED_PACKET),
+    bad("publish-5-alias-0", V5, "30 07 0001 61 03 230000", TOPIC_ALIAS_INVALID, "MQTT-3.3.2-8"),
+    bad("publish-5-alias-twice", V5, "30 0a 0001 61 06 230001230002", PROTOCOL_ERROR),
+    bad("publish-5-expiry-twice", V5, "30 0e 0001 61 0a 02000000010200000001", PROTOCOL_ERROR),
+    bad("publish-5-payload-format-twice", V5, "30 08 0001 61 04 01000100", PROTOCOL_ERROR),
+    bad("publish-5-payload-format-2", V5, "30 06 0001 61 02 0102", PROTOCOL_ERROR),
+    bad(
+        "publish-5-content-type-utf8",
+        V5,
+        "30 08 0001 61 04 030001ff",
+        MALFORMED_PACKET,
+        "MQTT-1.5.4-1",
+    ),
+    bad(
+        "publish-5-response-topic-utf8",
+        V5,
+        "30 08 0001 61 04 080001ff",
+        MALFORMED_PACKET,
+        "MQTT-1.5.4-1",
+    ),
+    bad(
+        "publish-5-response-topic-plus",
+        V5,
+        "30 0a 0001 61 06 080003612f2b",
+        PROTOCOL_ERROR,
+        "MQTT-3.3.2-14",
+    ),
+    bad(
+        "publish-5-response-topic-hash",
+        V5,
+        "30 08 0001 61 04 08000123",
+        PROTOCOL_ERROR,
+        "MQTT-3.3.2-14",
+    ),
+    bad(
+        "publish-5-response-topic-empty",
+        V5,
+        "30 07 0001 61 03 080000",
+        PROTOCOL_ERROR,
+        "MQTT-4.7.3-1",
+    ),
+    bad("publish-5-user-property-cut", V5, "30 08 0001 61 04 26000161", MALFORMED_PACKET),
+    bad(
+        "publish-5-user-property-value-utf8",
+        V5,
+        "30 0b 0001 61 07 260001610001ff",
+        MALFORMED_PACKET,
+        "MQTT-1.5.4-1",
+    ),
+    bad("publish-5-subscription-id-0", V5, "30 06 0001 61 02 0b00", PROTOCOL_ERROR),
+    bad(
+        "publish-5-subscription-id-padded",
+        V5,
+        "30 07 0001 61 03 0b8100",
+        MALFORMED_PACKET,
+        "MQTT-1.5.5-1",
+    ),
+    bad(
+        "publish-5-subscription-id-from-client",
+        V5,
+        "30 06 0001 61 02 0b01",
+        PROTOCOL_ERROR,
+        "MQTT-3.3.4-6",
+        from_client=True,
+    ),
+    # 3.4 to 3.7: PUBACK, PUBREC, PUBREL, PUBCOMP
+    bad("puback-flags", ALL, "42 02 0001", MALFORMED_PACKET, "MQTT-2.1.3-1"),
+    bad("puback-empty", ALL, "40 00", MALFORMED_PACKET),
+    bad("puback-packet-id-0", ALL, "40 02 0000", PROTOCOL_ERROR, "MQTT-2.2.1-3"),
+    bad("puback-3-reason", V3, "40 03 0001 00", MALFORMED_PACKET),
+    bad("puback-5-reason", V5, "40 03 0001 92", PROTOCOL_ERROR, "MQTT-3.4.2-1"),
+    bad("puback-5-property-misplaced", V5, "40 09 0001 00 05 1100000001", MALFORMED_PACKET),
+    bad("puback-5-trailing-byte", V5, "40 05 0001 00 00 00", MALFORMED_PACKET),
+    bad("pubrec-flags", ALL, "58 02 0001", MALFORMED_PACKET, "MQTT-2.1.3-1"),
+    bad("pubrec-5-reason", V5, "50 03 0001 92", PROTOCOL_ERROR, "MQTT-3.5.2-1"),
+    bad("pubrel-flags", ALL, "60 02 0001", MALFORMED_PACKET, "MQTT-3.6.1-1"),
+    bad("pubrel-dup", V311 + V5, "6a 02 0001", MALFORMED_PACKET, "MQTT-3.6.1-1"),
+    bad("pubrel-5-reason", V5, "62 03 0001 10", PROTOCOL_ERROR, "MQTT-3.6.2-1"),
+    bad("pubcomp-flags", ALL, "71 02 0001", MALFORMED_PACKET, "MQTT-2.1.3-1"),
+    bad("pubcomp-5-reason", V5, "70 03 0001 80", PROTOCOL_ERROR, "MQTT-3.7.2-1"),
+    # 3.8 SUBSCRIBE
+    bad("subscribe-flags", ALL, "80 06 0001 0001 61 00", MALFORMED_PACKET, "MQTT-3.8.1-1"),
+    bad("subscribe-packet-id-0", V3, "82 06 0000 0001 61 00", PROTOCOL_ERROR, "MQTT-2.2.1-3"),
+    bad("subscribe-no-filter", V3, "82 02 0001", PROTOCOL_ERROR, "MQTT-3.8.3-2"),
+    bad("subscribe-options-missing", V3, "82 05 0001 0001 61", MALFORMED_PACKET),
+    bad("subscribe-second-filter-cut", V3, "82 07 0001 0001 61 00 00", MALFORMED_PACKET),
+    bad("subscribe-filter-utf8", V3, "82 06 0001 0001 80 00", MALFORMED_PACKET, "MQTT-1.5.4-1"),
+    bad("subscribe-3-qos-3", V3, "82 06 0001 0001 61 03", MALFORMED_PACKET),
+    bad("subscribe-3-reserved-bits", V3, "82 06 0001 0001 61 04", MALFORMED_PACKET),
+    bad("subscribe-5-packet-id-0", V5, "82 07 0000 00 0001 61 00", PROTOCOL_ERROR, "MQTT-2.2.1-3"),
+    bad("subscribe-5-no-filter", V5, "82 03 0001 00", PROTOCOL_ERROR, "MQTT-3.8.3-2"),
+    bad("subscribe-5-properties-missing", V5, "82 02 0001", MALFORMED_PACKET),
+    bad("subscribe-5-qos-3", V5, "82 07 0001 00 0001 61 03", PROTOCOL_ERROR),
+    bad("subscribe-5-retain-handling-3", V5, "82 07 0001 00 0001 61 30", PROTOCOL_ERROR),
+    bad(
+        "subscribe-5-reserved-bit-6",
+        V5,
+        "82 07 0001 00 0001 61 40",
+        MALFORMED_PACKET,
+        "MQTT-3.8.3-5",
+    ),
+    bad(
+        "subscribe-5-reserved-bit-7",
+        V5,
+        "82 07 0001 00 0001 61 80",
+        MALFORMED_PACKET,
+        "MQTT-3.8.3-5",
+    ),
+    bad(
+        "subscribe-5-no-local-shared",
+        V5,
+        "82 10 0001 00 000a 2473686172652f672f61 04",
+        PROTOCOL_ERROR,
+        "MQTT-3.8.3-4",
+    ),
+    bad("subscribe-5-identifier-0", V5, "82 09 0001 02 0b00 0001 61 00", PROTOCOL_ERROR),
+    bad("subscribe-5-identifier-twice", V5, "82 0b 0001 04 0b010b02 0001 61 00", PROTOCOL_ERROR),
+    # 3.9 SUBACK
+    bad("suback-flags", ALL, "91 03 0001 00", MALFORMED_PACKET, "MQTT-2.1.3-1"),
+    bad("suback-empty", V3, "90 02 0001", MALFORMED_PACKET),
+    bad("suback-return-code", V3, "90 03 0001 03", PROTOCOL_ERROR),
+    bad("suback-5-empty", V5, "90 03 0001 00", MALFORMED_PACKET),
+    bad("suback-5-reason", V5, "90 04 0001 00 11", PROTOCOL_ERROR, "MQTT-3.9.3-2"),
+    # 3.10 UNSUBSCRIBE
+    bad("unsubscribe-flags", ALL, "a0 05 0001 0001 61", MALFORMED_PACKET, "MQTT-3.10.1-1"),
+    bad("unsubscribe-packet-id-0", ALL, "a2 05 0000 0001 61", PROTOCOL_ERROR, "MQTT-2.2.1-3"),
+    bad("unsubscribe-no-filter", V3, "a2 02 0001", PROTOCOL_ERROR, "MQTT-3.10.3-2"),
+    bad("unsubscribe-filter-utf8", V3, "a2 05 0001 0001 ff", MALFORMED_PACKET, "MQTT-1.5.4-1"),
+    bad("unsubscribe-5-no-filter", V5, "a2 03 0001 00", PROTOCOL_ERROR, "MQTT-3.10.3-2"),
+    bad("unsubscribe-5-identifier", V5, "a2 08 0001 02 0b01 0001 61", MALFORMED_PACKET),
+    # 3.11 UNSUBACK
+    bad("unsuback-flags", ALL, "b2 02 0001", MALFORMED_PACKET, "MQTT-2.1.3-1"),
+    bad("unsuback-3-reason", V3, "b0 03 0001 00", MALFORMED_PACKET),
+    bad("unsuback-5-empty", V5, "b0 03 0001 00", MALFORMED_PACKET),
+    bad("unsuback-5-reason", V5, "b0 04 0001 00 01", PROTOCOL_ERROR, "MQTT-3.11.3-2"),
+    # 3.12 PINGREQ, 3.13 PINGRESP
+    bad("pingreq-flags", ALL, "c1 00", MALFORMED_PACKET, "MQTT-2.1.3-1"),
+    bad("pingreq-body", ALL, "c0 01 00", MALFORMED_PACKET),
+    bad("pingresp-flags", ALL, "d8 00", MALFORMED_PACKET, "MQTT-2.1.3-1"),
+    bad("pingresp-body", ALL, "d0 01 00", MALFORMED_PACKET),
+    # 3.14 DISCONNECT
+    bad("disconnect-flags", ALL, "e2 00", MALFORMED_PACKET, "MQTT-2.1.3-1"),
+    bad("disconnect-3-reason", V3, "e0 01 00", MALFORMED_PACKET),
+    bad("disconnect-5-reason", V5, "e0 01 01", PROTOCOL_ERROR, "MQTT-3.14.2-1"),
+    bad("disconnect-5-property-misplaced", V5, "e0 05 00 03 210001", MALFORMED_PACKET),
+    bad("disconnect-5-trailing-byte", V5, "e0 03 00 00 00", MALFORMED_PACKET),
+    # 3.15 AUTH
+    bad("auth-3", V3, "f0 00", PROTOCOL_ERROR),
+    bad("auth-flags", V5, "f1 00", MALFORMED_PACKET, "MQTT-2.1.3-1"),
+    bad("auth-reason", V5, "f0 06 01 04 150001 78", PROTOCOL_ERROR, "MQTT-3.15.2-1"),
+    bad("auth-properties-missing", V5, "f0 01 18", MALFORMED_PACKET),
+    bad("auth-no-method", V5, "f0 02 18 00", PROTOCOL_ERROR),
+    bad("auth-trailing-byte", V5, "f0 07 18 04 15000178 00", MALFORMED_PACKET),
+]
