@@ -68,7 +68,7 @@ _SIZE_UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
     "GIB": 2**30,
 }
 _TIME_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE: Final = re.compile(r"(\d+)\s*([A-Za-z]*)")
+_SIZE: Final = re.compile(r"(\d+) ?([A-Za-z]*)")
 _TIME: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _TIME_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
@@ -124,13 +124,13 @@ def _base_of(info: ValidationInfo) -> Path:
     return Path(context["base"]) if isinstance(context, dict) and "base" in context else Path()
 
 
-def _schema(pattern: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": ["integer", "string"], "minimum": 0, "pattern": pattern})
+def _text_or(number: str, pattern: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": [number, "string"], "minimum": 0, "pattern": pattern})
 
 
-_SIZE_SCHEMA: Final = _schema(r"^\d+ ?([kKmMgG]i?)?B?$")
-_TIME_SCHEMA: Final = _schema(r"^(\d+(\.\d+)?(ms|s|m|h|d))+$")
-_EXPIRY_SCHEMA: Final = _schema(r"^never$|^(\d+(\.\d+)?(ms|s|m|h|d))+$")
+_SIZE_SCHEMA: Final = _text_or("integer", r"^\d+ ?([kKmMgG][iI]?)?[bB]$|^\d+$")
+_TIME_SCHEMA: Final = _text_or("number", r"^(\d+(\.\d+)?(ms|s|m|h|d))+$")
+_EXPIRY_SCHEMA: Final = _text_or("integer", r"^never$|^(\d+(\.\d+)?(ms|s|m|h|d))+$")
 
 FilePath = Annotated[Path, BeforeValidator(_parse_path), WithJsonSchema({"type": "string"})]
 
