@@ -69,18 +69,26 @@ def _v5(case: Case) -> Case:
 TABLE = _V4 + [_v5(case) for case in _V4]
 
 
-def extras(full: bool) -> list[Case]:
-    many = 1_000_000 if full else 100_000
+QUICK = 100_000
+FULL = 1_000_000
+
+
+def extras(clients: int = 5000, retained: int = QUICK, subscriptions: int = QUICK) -> list[Case]:
     return [
-        Case("connections", "5,000 idle clients", "connections", count=5000),
-        Case("retained", f"# over {many:,} retained topics", "retained", count=many),
-        Case("subscriptions", f"{many:,} subscriptions", "subscriptions", count=many),
+        Case("connections", f"{clients:,} idle clients", "connections", count=clients),
+        Case("retained", f"# over {retained:,} retained topics", "retained", count=retained),
+        Case(
+            "subscriptions",
+            f"{subscriptions:,} subscriptions",
+            "subscriptions",
+            count=subscriptions,
+        ),
     ]
 
 
-def select(wanted: str, full: bool) -> list[Case]:
+def select(wanted: str, others: list[Case]) -> list[Case]:
     """The cases that a comma-separated list of names, patterns and groups stands for, in order."""
-    every = TABLE + extras(full)
+    every = TABLE + others
     chosen: list[Case] = []
     for word in wanted.split(","):
         if word == "all":
@@ -88,7 +96,7 @@ def select(wanted: str, full: bool) -> list[Case]:
         elif word == "table":
             found = TABLE
         elif word == "extras":
-            found = extras(full)
+            found = others
         else:
             found = [case for case in every if fnmatch.fnmatchcase(case.name, word)]
         if not found:

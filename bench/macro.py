@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench import build, peers, report
-from bench.cases import Case, select
+from bench.cases import FULL, QUICK, Case, extras, select
 
 OURS = "mqttd"
 WANTED_FILES = 65536
@@ -145,12 +145,6 @@ def measure(
     """One peer, one case: {"figures": …} or {"error": …}."""
     spec = case.spec()
     spec.update(seconds=options.seconds, timeout=options.timeout)
-    if case.scenario == "connections" and options.clients:
-        spec["count"] = options.clients
-    if case.scenario == "retained" and options.retained:
-        spec["count"] = options.retained
-    if case.scenario == "subscriptions" and options.subscriptions:
-        spec["count"] = options.subscriptions
     try:
         with peers.running(peer, cpus) as address:
             where = {"host": address.host, "port": address.port, "pid": address.pid}
@@ -162,8 +156,6 @@ def measure(
         return {"error": str(error)}
     if "error" in result:
         return {"error": result["error"]}
-    if case.scenario == "connections":
-        result["connect_us"] = 1e6 / result["connects_s"]
     return {"figures": result}
 
 
@@ -189,10 +181,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seconds", type=float, default=3.0, help="per measurement (a fifth warms up)")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--full", action="store_true", help="extras with a million, not 100,000")
-    p.add_argument("--clients", type=int, help="idle connections")
+    p.add_argument("--clients", type=int, default=5000, help="idle connections")
     p.add_argument("--retained", type=int, help="retained topics")
     p.add_argument("--subscriptions", type=int, help="subscriptions")
     p.add_argument("--timeout", type=float, default=120.0, help="to fill a broker before an extra")
+    p.add_argument("--pure", action="store_true", help="run the generator uncompiled (slow)")
     p.add_argument("--baseline", default="mosquitto", help="the peer that ratios refer to")
     p.add_argument("--json", type=Path, help="write every run and the summary")
     p.add_argument("--markdown", type=Path, help="write the tables for a README ('-': print)")
@@ -202,7 +195,9 @@ def parser() -> argparse.ArgumentParser:
 def collect(
     options: argparse.Namespace, found: list[peers.Peer], cases: list[Case], progress: Progress
 ) -> tuple[list[report.Record], bool]:
-    path, compiled = build.generator(progress.note)
+    path, compiled = build.ROOT, False
+    if not options.pure:
+        path, compiled = build.generator(progress.note)
     broker_cpus, generator_cpus = cores()
     if broker_cpus == generator_cpus:
         progress.note("only one CPU core: broker and generator share it, msg/s means little")
@@ -245,7 +240,9 @@ def show(rows: list[report.Row], versions: dict[str, str]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        cases = select(options.cases, options.full)
+        many = FULL if options.full else QUICK
+        others = extras(options.clients, options.retained or many, options.subscriptions or many)
+        cases = select(options.cases, others)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

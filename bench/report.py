@@ -45,12 +45,11 @@ class Row:
             notes.append("BAD: " + ", ".join(f"{n} {name}" for name, n in self.faults.items()))
         if figures.get("replayed", 0.0) < figures.get("retained", 0.0):
             notes.append("CUT SHORT")
-        if self.case.scenario == "throughput":
-            if figures["gen_busy"] >= BUSY and figures["broker_busy"] < BUSY:
-                notes.append("generator-bound")
-            waited = max(figures["broker_waited"], figures["gen_waited"])
-            if waited > CONTENDED:
-                notes.append(f"contended {waited:.0%}")
+        if figures.get("gen_busy", 0.0) >= BUSY and figures["broker_busy"] < BUSY:
+            notes.append("generator-bound")
+        waited = max(figures.get("broker_waited", 0.0), figures.get("gen_waited", 0.0))
+        if waited > CONTENDED:
+            notes.append(f"contended {waited:.0%}")
         return "; ".join(notes)
 
     def target(self, ours: str) -> str:
