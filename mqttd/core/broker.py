@@ -277,34 +277,83 @@ class Broker(Router):
             if session.durable:
                 self.journal.record(journal.SESSION_SAVE, session.client_id)
 
-    def route(self, message: Message, matched: Matched, origin: Session | None, now: float) -> int:
+    def forward(
+        self, frame: bytes, payload_at: int, matched: Matched, origin: Session, now: float
+    ) -> None:
+        connection = origin.link
+        lane = 5 if connection is not None and connection.version >= 5 else 4
+        message: Message | None = None
         targets = matched.targets
-        found = len(targets)
-        counters = self.counters
-        counters.matched += found
-        message_qos = message.qos
+        self.counters.matched += len(targets)
+        delivered = 0
         for target in targets:
             session = target.subscriber
             assert isinstance(session, Session)
-            qos = target.qos
-            identifiers = target.identifier_block
-            retain = message.retain and target.retain_as_published  # [MQTT-3.3.1-12], -13
-            if session is origin and (target.no_local or target.mixed_no_local):
-                if target.no_local:  # [MQTT-3.8.3-3]
-                    counters.matched -= 1
-                    found -= 1
-                    continue
-                target = _without_no_local(target)
-                qos = target.qos
-                identifiers = target.identifier_block
-                retain = message.retain and target.retain_as_published
-            if message_qos < qos:  # [MQTT-3.8.4-8]
-                qos = message_qos
-            session.deliver(message, qos, retain, identifiers, now)
+            link = session.link
+            if (
+                link is not None
+                and link.writable
+                and link.lane == lane
+                and not target.identifiers
+                and session is not origin
+            ):
+                link.send_frame(frame)
+                delivered += 1
+                continue
+            if message is None:
+                message = self._message_of(frame, payload_at, matched, lane, origin)
+            self._deliver(message, target, origin, now)
+        self.counters.delivered += delivered
+        if matched.groups:
+            if message is None:
+                message = self._message_of(frame, payload_at, matched, lane, origin)
+            for group in matched.groups:
+                distribute(group, message, now, self.context)
+
+    def _message_of(
+        self, frame: bytes, payload_at: int, matched: Matched, lane: int, origin: Session
+    ) -> Message:
+        """The message in a QoS 0 frame, for receivers that can't take the frame itself."""
+        message = Message(
+            matched.topic,
+            matched.key,
+            frame[payload_at:],
+            0,
+            False,
+            self.fields.properties,
+            0.0,
+            origin.client_id,
+        )
+        message.forward_as_received(frame, 8 if lane == 5 else 0)
+        return message
+
+    def route(self, message: Message, matched: Matched, origin: Session | None, now: float) -> int:
+        found = len(matched.targets)
+        self.counters.matched += found
+        for target in matched.targets:
+            if not self._deliver(message, target, origin, now):
+                found -= 1
         for group in matched.groups:
             found += 1
             distribute(group, message, now, self.context)
         return found
+
+    def _deliver(
+        self, message: Message, target: Target, origin: Session | None, now: float
+    ) -> bool:
+        session = target.subscriber
+        assert isinstance(session, Session)
+        if session is origin and (target.no_local or target.mixed_no_local):
+            if target.no_local:  # [MQTT-3.8.3-3]
+                self.counters.matched -= 1
+                return False
+            target = _without_no_local(target)
+        qos = target.qos
+        if message.qos < qos:  # [MQTT-3.8.4-8]
+            qos = message.qos
+        retain = message.retain and target.retain_as_published  # [MQTT-3.3.1-12] [MQTT-3.3.1-13]
+        session.deliver(message, qos, retain, target.identifier_block, now)
+        return True
 
     def retain(self, message: Message) -> int:
         if not message.payload:  # [MQTT-3.3.1-6] [MQTT-3.3.1-7]

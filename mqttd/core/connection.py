@@ -20,15 +20,16 @@ from typing import Final
 
 from mqttd.core import encode, journal, spec
 from mqttd.core.decode import (
+    PublishFields,
     decode_auth,
     decode_disconnect,
     decode_puback,
     decode_pubcomp,
-    decode_publish,
     decode_pubrec,
     decode_pubrel,
     decode_subscribe,
     decode_unsubscribe,
+    scan_publish,
 )
 from mqttd.core.errors import ProtocolError
 from mqttd.core.handshake import CLOSED, MAX_REASON, OPEN, Handshake, check_flags, is_reserved
@@ -38,7 +39,6 @@ from mqttd.core.packets import (
     Filter,
     Puback,
     Pubcomp,
-    Publish,
     Pubrec,
     Pubrel,
     Suback,
@@ -212,48 +212,68 @@ class Connection(Handshake):
     def _on_publish(
         self, first: int, data: bytes, start: int, pos: int, end: int, now: float
     ) -> None:
-        publish = decode_publish(data, pos, end, first & 15, self.version, True)
+        router = self.router
+        fields = router.fields
+        scan_publish(fields, data, pos, end, first & 15, self.version, True)
         self.counters.publish_received += 1
-        qos = publish.qos
+        alias = fields.topic_alias
+        if alias:
+            self._resolve_alias(fields)
+        key = fields.key
+        matched = router.trie.lookup(key)  # [MQTT-3.3.2-2] checked on a miss
         session = self.session
         assert session is not None
-        if publish.topic_alias:
-            self._resolve_alias(publish)
-        matched = self.router.trie.lookup(publish.key)  # [MQTT-3.3.2-2] checked on a miss
-        if qos == 0:
-            # 36 is "$": only such topics can be reserved, and few topics are such.
-            if publish.key[0] == 36 and is_reserved(matched.topic):
+        # 36 is "$": only such topics can be reserved, and few topics are such.
+        reserved = key[0] == 36 and is_reserved(matched.topic)
+        qos = first >> 1 & 3
+        if first & 15 or alias or fields.message_expiry >= 0:
+            expires_at = 0.0
+            if fields.message_expiry >= 0:
+                expires_at = now + fields.message_expiry
+            message = Message(
+                matched.topic,
+                key,
+                data[fields.payload_at : end],
+                qos,
+                first & 1 != 0,
+                fields.properties,
+                expires_at,
+                self.client_id,
+            )
+            if qos == 1:
+                self._publish_qos1(fields.packet_id, message, matched, session, reserved, now)
+            elif qos == 2:
+                self._publish_qos2(fields.packet_id, message, matched, session, reserved, now)
+            elif reserved:
                 self.counters.publish_refused += 1
-                return
-            message = self._message(publish, matched, now)
-            if publish.retain:
-                self.router.retain(message)
-            elif publish.topic_alias == 0 and publish.message_expiry < 0:
-                # Nothing to change for a receiver of the same version: pass on what came.
-                message.forward_as_received(
-                    data if start == 0 and end == len(data) else data[start:end],
-                    8 if self.version >= 5 else 0,
-                )
-            self.router.route(message, matched, session, now)
-            return
-        if qos == 1:
-            self._publish_qos1(publish, matched, session, now)
+            else:
+                if message.retain:
+                    router.retain(message)
+                router.route(message, matched, session, now)
+        elif reserved:
+            self.counters.publish_refused += 1
         else:
-            self._publish_qos2(publish, matched, session, now)
+            # QoS 0 and nothing to change: a receiver of the same version gets what came.
+            frame = data if start == 0 and end == len(data) else data[start:end]
+            router.forward(frame, fields.payload_at - start, matched, session, now)
 
     def _publish_qos1(
-        self, publish: Publish, matched: Matched, session: Session, now: float
+        self,
+        packet_id: int,
+        message: Message,
+        matched: Matched,
+        session: Session,
+        reserved: bool,
+        now: float,
     ) -> None:
-        packet_id = publish.packet_id
         if self.inbound_open >= self._receive_maximum:
             self._overrun()
-        if publish.key[0] == 36 and is_reserved(matched.topic):
+        if reserved:
             self._deny(packet_id, False)
             return
-        message = self._message(publish, matched, now)
-        barrier = self.router.retain(message) if publish.retain else 0
+        barrier = self.router.retain(message) if message.retain else 0
         found = self.router.route(message, matched, session, now)
-        if self.version >= 5 and found == 0:
+        if found == 0 and self.version >= 5:
             frame = encode.encode_puback(
                 Puback(packet_id, spec.NO_MATCHING_SUBSCRIBERS), self.version
             )
@@ -269,9 +289,14 @@ class Connection(Handshake):
             self.promise(frame, self.journal.seq if message.undurable else barrier, None, True)
 
     def _publish_qos2(
-        self, publish: Publish, matched: Matched, session: Session, now: float
+        self,
+        packet_id: int,
+        message: Message,
+        matched: Matched,
+        session: Session,
+        reserved: bool,
+        now: float,
     ) -> None:
-        packet_id = publish.packet_id
         serial = session.inbound.get(packet_id, -1)
         if serial >= 0:
             # [MQTT-4.3.3-10] a repetition: acknowledged again, delivered to nobody.
@@ -282,12 +307,11 @@ class Connection(Handshake):
             return
         if self.inbound_open >= self._receive_maximum:
             self._overrun()
-        if publish.key[0] == 36 and is_reserved(matched.topic):
+        if reserved:
             self._deny(packet_id, True)
             return
         session.inbound[packet_id] = self.serial
         self.inbound_open += 1
-        message = self._message(publish, matched, now)
         barrier = 0
         if session.durable:
             barrier = self.journal.record(journal.INBOUND_ADD, session.client_id, "", packet_id)
@@ -295,12 +319,12 @@ class Connection(Handshake):
         # Routed at once, but sent on only when identifier and deliveries are durable together: a
         # crash in between can neither lose the message nor, by the client's resend, double it.
         message.barrier = barrier
-        if publish.retain:
+        if message.retain:
             barrier = max(barrier, self.router.retain(message))
         found = self.router.route(message, matched, session, now)
         if message.undurable:
             barrier = self.journal.seq
-        if self.version >= 5 and found == 0:
+        if found == 0 and self.version >= 5:
             frame = encode.encode_pubrec(
                 Pubrec(packet_id, spec.NO_MATCHING_SUBSCRIBERS), self.version
             )
@@ -333,7 +357,7 @@ class Connection(Handshake):
         session = self.session
         assert session is not None
         if first == 0x40 and end - pos == 2:
-            session.on_puback((data[pos] << 8) | data[pos + 1], 0, now)
+            session.on_puback((data[pos] << 8) | data[pos + 1], 0, now)  # the usual short form
             return
         puback = decode_puback(data, pos, end, first & 15, self.version)
         session.on_puback(puback.packet_id, puback.reason, now)
@@ -354,35 +378,20 @@ class Connection(Handshake):
             frame = encode.encode_puback(Puback(packet_id, reason), self.version)
         self.promise(frame, 0, None, False)
 
-    def _message(self, publish: Publish, matched: Matched, now: float) -> Message:
-        expires_at = 0.0
-        if publish.message_expiry >= 0:
-            expires_at = now + publish.message_expiry
-        return Message(
-            matched.topic,
-            publish.key,
-            publish.payload,
-            publish.qos,
-            publish.retain,
-            publish.properties,
-            expires_at,
-            self.client_id,
-        )
-
-    def _resolve_alias(self, publish: Publish) -> None:
-        alias = publish.topic_alias
+    def _resolve_alias(self, fields: PublishFields) -> None:
+        alias = fields.topic_alias
         if alias > self.router.settings.topic_alias_maximum:  # [MQTT-3.3.2-12]
             raise ProtocolError(spec.TOPIC_ALIAS_INVALID, "MQTT-3.3.2-9", "alias out of range")
         aliases = self._aliases_in
         if aliases is None:
             aliases = self._aliases_in = {}  # [MQTT-3.3.2-7] lives as long as the connection
-        if publish.key:
-            aliases[alias] = publish.key
+        if fields.key:
+            aliases[alias] = fields.key
             return
         key = aliases.get(alias)
         if key is None:
             raise ProtocolError(spec.PROTOCOL_ERROR, "", "an alias that was never set")
-        publish.key = key
+        fields.key = key
 
     # SUBSCRIBE, UNSUBSCRIBE, DISCONNECT.
 

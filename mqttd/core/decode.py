@@ -259,9 +259,34 @@ def decode_connack(data: bytes, pos: int, end: int, flags: int, version: int) ->
 # 3.3 PUBLISH
 
 
-def decode_publish(
-    data: bytes, pos: int, end: int, flags: int, version: int, from_client: bool = True
-) -> Publish:
+class PublishFields:
+    """What a PUBLISH says, unpacked into an object that the caller uses again and again.
+
+    The broker reads a PUBLISH without making an object for it: `scan_publish` overwrites these, and
+    whoever needs a value later takes it out before the next call. `key` is the topic as it stood on
+    the wire, not yet checked; the payload is `data[payload_at:end]` of what was scanned.
+    """
+
+    def __init__(self) -> None:
+        self.key = b""
+        self.packet_id = 0
+        self.properties = b""
+        self.topic_alias = 0
+        self.message_expiry = -1
+        self.subscription_ids: list[int] | None = None
+        self.payload_at = 0
+
+
+def scan_publish(
+    fields: PublishFields,
+    data: bytes,
+    pos: int,
+    end: int,
+    flags: int,
+    version: int,
+    from_client: bool,
+) -> None:
+    """Read everything of a PUBLISH but the characters of its topic, which a matcher may know."""
     qos = flags >> 1 & 0x03
     if qos == 3:  # [MQTT-3.3.1-4]
         raise ProtocolError(spec.MALFORMED_PACKET, "MQTT-3.3.1-4", "QoS 3")
@@ -274,37 +299,50 @@ def decode_publish(
     pos = start + (data[pos] << 8 | data[pos + 1])
     if pos > end:
         raise ProtocolError(spec.MALFORMED_PACKET, "", "PUBLISH ends inside its topic")
-    key = data[start:pos]
-    topic = decode_utf8(key)  # [MQTT-3.3.2-1]
+    fields.key = data[start:pos]
+    empty = pos == start
 
-    packet_id = 0
+    fields.packet_id = 0
     if qos:  # [MQTT-2.2.1-2]
-        packet_id, pos = _read_packet_id(data, pos, end)
+        fields.packet_id, pos = _read_packet_id(data, pos, end)
 
-    properties = b""
-    topic_alias = 0
-    message_expiry = -1
-    subscription_ids: list[int] | None = None
     if version == spec.MQTT5:
-        properties, pos, topic_alias, message_expiry, subscription_ids = scan_publish_properties(
-            data, pos, end, from_client
-        )
-        if not key and topic_alias == 0:
+        (
+            fields.properties,
+            pos,
+            fields.topic_alias,
+            fields.message_expiry,
+            fields.subscription_ids,
+        ) = scan_publish_properties(data, pos, end, from_client)
+        if empty and fields.topic_alias == 0:
             raise ProtocolError(spec.PROTOCOL_ERROR, "", "neither a topic nor a topic alias")
-    elif not key:  # [MQTT-4.7.3-1]
-        raise ProtocolError(spec.MALFORMED_PACKET, "MQTT-4.7.3-1", "an empty topic")
+    else:
+        fields.properties = b""
+        fields.topic_alias = 0
+        fields.message_expiry = -1
+        fields.subscription_ids = None
+        if empty:  # [MQTT-4.7.3-1]
+            raise ProtocolError(spec.MALFORMED_PACKET, "MQTT-4.7.3-1", "an empty topic")
+    fields.payload_at = pos
+
+
+def decode_publish(
+    data: bytes, pos: int, end: int, flags: int, version: int, from_client: bool = True
+) -> Publish:
+    fields = PublishFields()
+    scan_publish(fields, data, pos, end, flags, version, from_client)
     return Publish(
-        topic,
-        data[pos:end],
-        qos,
+        decode_utf8(fields.key),  # [MQTT-3.3.2-1]
+        data[fields.payload_at : end],
+        flags >> 1 & 0x03,
         flags & 0x01 != 0,
         flags & 0x08 != 0,
-        packet_id,
-        properties,
-        topic_alias,
-        message_expiry,
-        subscription_ids,
-        key,
+        fields.packet_id,
+        fields.properties,
+        fields.topic_alias,
+        fields.message_expiry,
+        fields.subscription_ids,
+        fields.key,
     )
 
 

@@ -196,6 +196,8 @@ class Handshake(Outbound):
             self._receive_maximum = settings.receive_maximum
         else:
             self._receive_maximum = 65535
+        if self.max_send == 0 and not self.aliases_allowed:
+            self.lane = 5 if self.version >= 5 else 4
         limit = properties.receive_maximum or 65535
         if limit > settings.max_inflight:
             limit = settings.max_inflight

@@ -52,7 +52,6 @@ class Outbound(Link):
         self.dirty: bool = False
         self.closing: bool = False  # after writing data_to_send, close the transport
         self.closed: bool = False  # nothing may be appended any more
-        self.version: int = 4
         self.max_send: int = 0  # the client's Maximum Packet Size; 0 = none given
         self.inbound_open: int = 0  # inbound QoS > 0 exchanges not yet acknowledged
         self._out: list[bytes] = []
@@ -99,6 +98,15 @@ class Outbound(Link):
             self.dirty_list.append(self)
 
     # PUBLISH.
+
+    def send_frame(self, frame: bytes) -> None:
+        """A QoS 0 PUBLISH as it came; only for a connection whose `lane` is the sender's."""
+        self._out.append(frame)
+        self._out_size += len(frame)
+        self.counters.publish_sent += 1
+        if not self.dirty:
+            self.dirty = True
+            self.dirty_list.append(self)
 
     def send_publish(
         self,
@@ -199,6 +207,10 @@ class Outbound(Link):
             self._alias_max = maximum
             self._aliases = {}
             self._alias_seen = {}
+
+    @property
+    def aliases_allowed(self) -> bool:
+        return self._aliases is not None
 
     def _is_hot(self, key: bytes) -> bool:
         """A topic earns an alias when it is sent for the second time."""

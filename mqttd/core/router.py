@@ -15,6 +15,7 @@ from typing import Final
 
 from mqttd.core.auth import Hooks
 from mqttd.core.counters import Counters
+from mqttd.core.decode import PublishFields
 from mqttd.core.journal import Journal
 from mqttd.core.message import Message
 from mqttd.core.outbound import Outbound
@@ -57,6 +58,7 @@ class Router:
         self.trie = Trie(settings.max_topic_levels)
         self.retained = Retained()
         self.hooks = Hooks()
+        self.fields = PublishFields()  # of the PUBLISH that is being read
         self.dirty: list[Outbound] = []
         self.events: list[Event] = []
         self.new_client_id: Callable[[], str] = self._count_client_id
@@ -88,6 +90,12 @@ class Router:
     def set_expiry(self, session: Session, interval: int) -> None:
         """DISCONNECT changed the Session Expiry Interval."""
         raise AssertionError("a Router has to override set_expiry")
+
+    def forward(
+        self, frame: bytes, payload_at: int, matched: Matched, origin: Session, now: float
+    ) -> None:
+        """Route a QoS 0 PUBLISH that needs no change, given as the frame that arrived."""
+        raise AssertionError("a Router has to override forward")
 
     def route(self, message: Message, matched: Matched, origin: Session | None, now: float) -> int:
         """Deliver to everybody who matches; returns how many did."""

@@ -39,8 +39,12 @@ class Link(Holder):
     """What a session asks of its connection. `Connection` is the one implementation."""
 
     def __init__(self) -> None:
+        self.version: int = 4  # protocol level: 3, 4 or 5
         self.established: bool = False  # CONNACK has left
         self.writable: bool = False  # established, and the transport takes bytes
+        # 4 or 5 where a frame of that version may be passed on as it is, 0 where every PUBLISH has
+        # to be made for this client (topic aliases, a limit on the packet size).
+        self.lane: int = 0
 
     def send_publish(
         self,
@@ -54,6 +58,10 @@ class Link(Holder):
     ) -> bool:
         """Queue a PUBLISH for writing; False when it is larger than the client accepts."""
         raise AssertionError("a Link has to override send_publish")
+
+    def send_frame(self, frame: bytes) -> None:
+        """Queue a QoS 0 PUBLISH of this connection's `lane` as it came."""
+        raise AssertionError("a Link has to override send_frame")
 
     def send_pubrel(self, packet_id: int, reason: int, barrier: int) -> None:
         """Queue a PUBREL, behind `barrier` and the acknowledgements already held."""
