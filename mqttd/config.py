@@ -158,9 +158,12 @@ def _parse_bind(value: object, info: ValidationInfo) -> str:
     try:
         _, _, path = split_bind(value)
     except ValueError:
-        every = "for all addresses write 0.0.0.0:port" if value.startswith((":", "*:")) else ""
-        v6 = "an IPv6 address stands in brackets" if value.count(":") > 1 else ""
-        raise _refuse(expected, every or v6) from None
+        hint = ""
+        if value.count(":") > 1:
+            hint = "an IPv6 address stands in brackets"
+        elif value.startswith((":", "*:")):
+            hint = "for all addresses write 0.0.0.0:port"
+        raise _refuse(expected, hint) from None
     if not path:
         return value
     resolved = str(_base_of(info) / path)

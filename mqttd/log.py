@@ -48,7 +48,7 @@ def escape(text: str, longest: int = _LONGEST_FIELD) -> str:
 
 def _cut(text: str, longest: int) -> str:
     over = len(text) - longest
-    return f"{text[:longest]}...({over} more)" if over > 0 else text
+    return f"{text[:longest]}...+{over}" if over > 0 else text
 
 
 def _escaped(char: str) -> str:

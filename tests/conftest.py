@@ -1,0 +1,101 @@
+"""Which mqttd the suite runs on, and on which event loop.
+
+MQTTD_BUILD  directory with a built mqttd (build/compiled, build/pure); absent: the source tree
+MQTTD_LOOP   uvloop | asyncio; absent: uvloop where it is installed
+
+The build is imported here, before any test module: from then on `mqttd` and `device_sim` are the
+ones of that directory, wherever else they could be found. Processes that tests start inherit it
+through PYTHONPATH. A build that isn't what its name says stops the run, because a suite that
+passes on the wrong code proves nothing.
+
+A test that is a coroutine function runs on that loop, to its end, with no task left over. What lies
+outside of `LOOP_FREE` is marked `loop`: it runs a second time on the other loop.
+"""
+
+import asyncio
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NATIVE = (".so", ".pyd")
+LOOP_FREE = ("core", "spec", "bench")
+LOOP_FREE_FILES = (
+    "test_config.py",
+    "test_cli.py",
+    "test_log.py",
+    "test_layering.py",
+    "test_conformance_tool.py",
+    "test_packaging.py",
+)
+
+
+def _select_build() -> str:
+    """Put the chosen build first and import it; how it should be called in the report."""
+    wanted = os.environ.get("MQTTD_BUILD", "")
+    place = (ROOT / wanted).resolve() if wanted else ROOT
+    sys.path.insert(0, str(place))
+    os.environ["PYTHONPATH"] = str(place)
+    os.environ["PYTHONSAFEPATH"] = "1"  # children don't put their working directory first
+    for name in ("mqttd", "device_sim"):
+        file = importlib.import_module(name).__file__
+        if file is None or not Path(file).resolve().is_relative_to(place):
+            pytest.exit(f"{name} comes from {file}, not from {place}", returncode=4)
+    core = importlib.import_module("mqttd.core.spec").__file__ or ""
+    build = "compiled" if core.endswith(NATIVE) else "pure"
+    if place.name in ("compiled", "pure") and place.name != build:
+        pytest.exit(f"{place} holds a {build} build", returncode=4)
+    return build
+
+
+BUILD = _select_build()
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    from mqttd.net import loops
+
+    return loops.new_event_loop()
+
+
+def pytest_report_header() -> str:
+    from mqttd.net import loops
+
+    return f"mqttd: {BUILD} build on {loops.choose()}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(here).parts
+        if place[0] not in LOOP_FREE and place[0] not in LOOP_FREE_FILES:
+            item.add_marker(pytest.mark.loop)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run `async def` tests; other plugins never see them."""
+    function: Callable[..., object] = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(function):
+        return None
+    names = inspect.signature(function).parameters
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(function(**arguments))
+    return True
+
+
+@pytest.fixture
+def build() -> str:
+    """`compiled` or `pure`."""
+    return BUILD
+
+
+@pytest.fixture
+def root() -> Path:
+    """The source tree."""
+    return ROOT

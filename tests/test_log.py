@@ -1,0 +1,127 @@
+"""Log lines: one an event, whatever a client calls itself."""
+
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqttd import log
+
+LOGGER = logging.getLogger("mqttd.test")
+
+
+@pytest.fixture(autouse=True)
+def restore_root() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def lines(style: str, level: str = "info") -> io.StringIO:
+    stream = io.StringIO()
+    log.setup(level, style, stream)
+    return stream
+
+
+def test_text() -> None:
+    stream = lines(log.TEXT)
+    log.event(LOGGER, "connect", client="sensor-7", peer="10.0.0.8:50412", version=5, user=None)
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO connect"
+        r" client=sensor-7 peer=10\.0\.0\.8:50412 version=5\n",
+        stream.getvalue(),
+    )
+
+
+def test_json() -> None:
+    stream = lines(log.JSON)
+    log.event(LOGGER, "refused", level=logging.WARNING, client="é\n", code=0x87, tls=False)
+    line = stream.getvalue()
+    assert line.isascii()
+    found = json.loads(line)
+    assert re.fullmatch(r"\d{4}-.*Z", found.pop("time"))
+    assert found == {
+        "level": "warning",
+        "logger": "mqttd.test",
+        "event": "refused",
+        "client": "é\n",
+        "code": 135,
+        "tls": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("client", "shown"),
+    [
+        ("", 'client=""'),
+        ("a b", 'client="a b"'),
+        ('a"b', 'client="a\\"b"'),
+        ("a=b", 'client="a=b"'),
+        ("a\\b", "client=a\\\\b"),
+        ("a\nINFO connect client=b", 'client="a\\nINFO connect client=b"'),
+        ("\x1b[31mred\x1b[0m", "client=\\x1b[31mred\\x1b[0m"),
+        ("\u202etxt.exe", "client=\\u202etxt.exe"),
+        ("a\u2028b", "client=a\\u2028b"),
+        ("grün", "client=grün"),
+        ("\x9b31m", "client=\\x9b31m"),
+    ],
+)
+def test_client_ids_cannot_break_a_line(client: str, shown: str) -> None:
+    stream = lines(log.TEXT)
+    log.event(LOGGER, "connect", client=client)
+    assert stream.getvalue().partition(" INFO connect ")[2] == shown + "\n"
+
+
+def test_long_fields_are_cut() -> None:
+    stream = lines(log.TEXT)
+    log.event(LOGGER, "connect", client="x" * 65535)
+    assert f"client={'x' * 128}...+65407\n" in stream.getvalue()
+    assert log.escape("abcdef", 3) == "abc...+3"
+
+
+@pytest.mark.parametrize("style", [log.TEXT, log.JSON])
+@given(client=st.text(max_size=300))
+def test_any_text_is_one_line(style: str, client: str) -> None:
+    stream = lines(style)
+    log.event(LOGGER, "connect", client=client, reason=client)
+    text = stream.getvalue()
+    assert len(text.splitlines()) == 1
+    assert text[:-1].isprintable()
+
+
+@pytest.mark.parametrize("style", [log.TEXT, log.JSON])
+def test_a_traceback_is_a_field(style: str) -> None:
+    stream = lines(style)
+    try:
+        raise RuntimeError("broken\nin two")
+    except RuntimeError:
+        LOGGER.exception("bug in %s", "a\nb")
+    text = stream.getvalue()
+    assert len(text.splitlines()) == 1
+    assert "RuntimeError: broken\\nin two" in text
+    assert "test_log.py" in text
+    assert "bug in a\\nb" in text
+
+
+def test_levels() -> None:
+    stream = lines(log.TEXT, "warning")
+    log.event(LOGGER, "connect", client="a")
+    log.event(LOGGER, "refused", level=logging.ERROR, client="b")
+    assert [line.split()[1:] for line in stream.getvalue().splitlines()] == [
+        ["ERROR", "refused", "client=b"]
+    ]
+
+
+def test_setup_again_replaces(capsys: pytest.CaptureFixture[str]) -> None:
+    first = lines(log.TEXT)
+    log.setup()
+    log.event(LOGGER, "connect", client="a")
+    assert first.getvalue() == ""
+    assert capsys.readouterr().err.endswith(" INFO connect client=a\n")
