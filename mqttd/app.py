@@ -1,0 +1,206 @@
+"""The composition root: a configuration becomes a running broker, and ends as one.
+
+Owns: the order in which the parts start (store, core, flow, listeners) and stop (listeners,
+clients, store); signals; what the operator reads on standard output; the settings of the process
+itself (file descriptors, garbage collection), which only `run` touches, never an embedding.
+
+Must not know: packets, SQL, sockets' options. It knows every other part, and no part knows it.
+
+Invariants: nobody can connect before what was kept is loaded; a start that fails leaves nothing
+behind; after `stop` there is no task, no timer, no socket of ours; `stop` may be called at any
+time, twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import secrets
+import signal
+import sys
+from typing import Final
+
+from mqttd import log
+from mqttd.config import Config, ListenerConfig
+from mqttd.core.broker import Broker
+from mqttd.core.router import Event
+from mqttd.net.flow import Flow
+from mqttd.net.listener import Endpoint, Listener, ListenError
+from mqttd.net.tls import Tls
+from mqttd.store.base import Store
+from mqttd.store.committer import Committer
+from mqttd.store.memory import MemoryStore
+
+logger: Final = logging.getLogger("mqttd")
+
+DRAIN_GRACE: Final = 5.0
+"""Seconds that clients get on shutdown to take what is left for them, and to close."""
+
+_LEVELS: Final = {"pingpong": logging.WARNING, "bug": logging.ERROR}
+
+
+class App:
+    """One broker with its listeners and its store, on the running loop."""
+
+    def __init__(self, config: Config, store: Store | None = None) -> None:
+        self.config = config
+        self.store = MemoryStore() if store is None else store
+        self.listeners: list[Listener] = []
+        self._flow: Flow | None = None
+        self._committer: Committer | None = None
+        self._stopping: asyncio.Event | None = None
+        self._failed = False
+
+    @property
+    def broker(self) -> Broker:
+        """The core, while it runs."""
+        if self._flow is None:
+            raise RuntimeError("the broker isn't running")
+        return self._flow.broker
+
+    async def start(self) -> None:
+        """Load, then listen. ListenError if an address can't be had."""
+        store = self.store
+        broker = Broker(self.config.to_settings(), store.durable)
+        # Nobody else may guess the client id that the broker assigns.
+        broker.new_client_id = _random_client_id
+        await store.load(broker)
+        flow = Flow(
+            broker, asyncio.get_running_loop(), _log_event, self._kick if store.durable else None
+        )
+        self._flow = flow
+        if store.durable:
+            self._committer = Committer(store, broker, flow.schedule, self._fail)
+            self._committer.start()
+        flow.start()
+        try:
+            for listener_config in self.config.listeners:
+                listener = Listener(flow, endpoint_of(listener_config))
+                self.listeners.append(listener)
+                await listener.start()
+        except BaseException:
+            await self.stop(0.0)
+            raise
+
+    async def stop(self, grace: float = DRAIN_GRACE) -> None:
+        """Stop accepting, say goodbye to every client, settle, close."""
+        flow, self._flow = self._flow, None
+        if flow is None:
+            return
+        for listener in self.listeners:
+            await listener.stop()
+        await flow.drain(grace)
+        flow.stop()
+        if self._committer is not None:
+            await self._committer.stop()
+            self._committer = None
+        await self.store.close()
+
+    async def run(self) -> int:
+        """Serve until a signal says otherwise; returns the exit status."""
+        loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        _raise_file_limit()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        try:
+            try:
+                await self.start()
+            except ListenError as error:
+                print(f"mqttd: {error}", file=sys.stderr)
+                return 1
+            _tune_garbage_collection()
+            for listener in self.listeners:
+                for url in listener.urls:
+                    print(f"listening {listener.endpoint.name} {url}")
+            print("ready", flush=True)
+            await self._stopping.wait()
+            log.event(logger, "stopping")
+            await self.stop()
+            log.event(logger, "stopped")
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                loop.remove_signal_handler(number)
+        return 1 if self._failed else 0
+
+    def _kick(self) -> None:
+        if self._committer is not None:
+            self._committer.kick()
+
+    def _fail(self) -> None:
+        """The store is broken: no promise can be kept from here on."""
+        self._failed = True
+        if self._stopping is not None:
+            self._stopping.set()
+
+    def _reload(self) -> None:
+        """SIGHUP: new certificates for new connections; the rest of the file needs a restart."""
+        for listener in self.listeners:
+            try:
+                listener.reload()
+            except ListenError as error:
+                log.event(logger, "reload", level=logging.ERROR, reason=str(error))
+        log.event(logger, "reload", reason="certificates; other changes need a restart")
+
+
+def endpoint_of(listener: ListenerConfig) -> Endpoint:
+    """The configuration of one listener as `net` wants it."""
+    tls = None
+    if listener.tls is not None:
+        tls = Tls(
+            listener.tls.cert,
+            listener.tls.key,
+            listener.tls.client_ca,
+            listener.tls.client_cert,
+            listener.tls.username_from,
+        )
+    return Endpoint(
+        listener.name,
+        listener.host,
+        listener.port,
+        listener.unix_path,
+        listener.transport,
+        listener.path,
+        listener.allow_anonymous,
+        listener.proxy_protocol,
+        tls,
+    )
+
+
+def _random_client_id() -> str:
+    return "auto-" + secrets.token_hex(10)
+
+
+def _log_event(event: Event) -> None:
+    log.event(
+        logger,
+        event.kind,
+        level=_LEVELS.get(event.kind, logging.INFO),
+        client=event.client_id,
+        peer=event.peer or None,
+        reason=event.reason or None,
+    )
+
+
+def _raise_file_limit() -> None:
+    """One descriptor a client: take what the system allows without asking for more."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _tune_garbage_collection() -> None:
+    """Keep the collector from walking over all sessions and messages again and again.
+
+    Nearly everything here dies by its reference count; a test holds that a connection that ended
+    leaves no cycle. What the collector is for, the odd cycle of an exception, is young. A full
+    collection of a million retained messages would stop the broker for most of a second, so the
+    oldest generation is never collected by itself, and what start-up made is not even looked at.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 1_000_000)
