@@ -5,7 +5,7 @@ node, so a topic level is looked up in a dict and "+" and "#" are two attribute 
 is ever compared with anything. Filters that begin with "$" live under a root of their own; that a
 leading wildcard does not reach `$SYS` holds by construction.                # [MQTT-4.7.2-1]
 
-A walk goes down one level at a time with the list of nodes that still fit. Each node has one
+A walk follows the topic down and leaves the "+" branches it passes for later. Each node has one
 parent, hence is visited at most once, and only nodes whose filter agrees with the topic so far
 are: depth costs no stack and no filter of the world costs more than its own length.
 
@@ -450,55 +450,64 @@ class Trie:
         self._young_weight += matched.weight
 
     def _walk(self, topic: str, key: bytes) -> Matched:
-        found: list[Node] = []
-        fitting = [self._system if topic.startswith("$") else self._root]
+        levels = topic.split("/")
+        end = len(levels)
+        depth = 0
         visited = 0
-        for level in topic.split("/"):
-            visited += len(fitting)
-            deeper: list[Node] = []
-            for node in fitting:
-                if node.hash is not None:
-                    found.append(node.hash)
-                if node.plus is not None:
-                    deeper.append(node.plus)
+        found: list[Node] = []
+        # The "+" branches left aside, and how deep they stand.
+        branches: list[Node] = []
+        depths: list[int] = []
+        node: Node | None = self._system if topic.startswith("$") else self._root
+        while node is not None:
+            visited += 1
+            if node.hash is not None:
+                # Whether levels are left or not: "a/#" matches "a" as well.
+                found.append(node.hash)
+            following: Node | None = None
+            if depth == end:
+                found.append(node)
+            else:
                 children = node.children
                 if children is not None:
-                    child = children.get(level)
-                    if child is not None:
-                        deeper.append(child)
-            fitting = deeper
-            if not fitting:
-                break
-        visited += len(fitting)
-        for node in fitting:
-            found.append(node)
-            # "a/#" matches "a" as well.
-            if node.hash is not None:
-                found.append(node.hash)
+                    following = children.get(levels[depth])
+                depth += 1
+                if following is None:
+                    following = node.plus
+                elif node.plus is not None:
+                    branches.append(node.plus)
+                    depths.append(depth)
+            if following is None and branches:
+                following = branches.pop()
+                depth = depths.pop()
+            node = following
         self.visited = visited
         return self._collect(topic, key, found)
 
     def _collect(self, topic: str, key: bytes, found: list[Node]) -> Matched:
         groups: list[SharedGroup] = []
-        holders: list[Node] = []
         weight = 1
+        holders = 0
+        holder: Node | None = None
         for node in found:
             many = node.many
             if many is not None:
                 weight += len(many)
-                holders.append(node)
+                holders += 1
+                holder = node
             elif node.sole is not None:
                 weight += 1
-                holders.append(node)
+                holders += 1
+                holder = node
             if node.groups is not None:
                 groups.extend(node.groups.values())
-        # Within one node subscribers differ: nothing to merge.
-        if len(holders) == 1:
-            targets = _targets_of(holders[0])
-        elif holders:
-            targets = _merge(holders)
+        if holder is None:
+            targets: list[Target] = []
+        elif holders == 1:
+            # Within one node subscribers differ: nothing to merge.
+            targets = _targets_of(holder)
         else:
-            targets = []
+            targets = _merge(found)
         return Matched(topic, key, self.generation, targets, groups, weight + len(groups))
 
 
