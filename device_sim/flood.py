@@ -1,0 +1,492 @@
+"""The run: connect, subscribe, publish, settle, close the books.
+
+Owns the order of these phases and everything that needs a loop: the storm of connects, the pacing
+tick, keep-alive pings, the watch for silence at the end. The arithmetic is elsewhere (plan,
+schedule, publisher), and so is the judgement (ledger, verdict).
+
+How a run ends. Normally: publishing stops at its time or count, then the run waits until everything
+that is owed has arrived and all acknowledgements are complete, or nothing has come for `settle`
+seconds. Broken off: a connection couldn't be made or was lost, or somebody interrupted; publishing
+stops at once, what is on its way may still settle, and the books are closed with what was seen.
+Load therefore always ends by itself.
+"""
+
+import asyncio
+import contextlib
+import gc
+import os
+import ssl
+import time
+from collections.abc import Callable
+from typing import Final
+
+from device_sim.client import Client
+from device_sim.histogram import Histogram
+from device_sim.ledger import Ledger, Sender, Watcher
+from device_sim.link import ConnectionEnded, Link, Switchboard
+from device_sim.payload import Header
+from device_sim.plan import FILTERS_A_PACKET, Plan, Settings, UsageError
+from device_sim.publisher import Publisher, template
+from device_sim.schedule import Schedule
+from device_sim.verdict import Verdict
+from mqttd.core import spec
+from mqttd.core.packets import Connect, Record, Suback
+
+TICK_S: Final = 0.001
+POLL_S: Final = 0.05
+GRACE_S: Final = 0.25
+"""After everything has arrived, this long is listened for copies that nobody needs."""
+STALL_S: Final = 2.0
+"""A closed loop that has heard nothing for this long stops waiting for what is outstanding."""
+SAMPLE_S: Final = 1.0
+UNLIMITED: Final = 2**62
+
+
+class Sample:
+    """One line of progress: totals since the start, and what the last interval brought."""
+
+    def __init__(self, phase: str, elapsed_s: float, connected: int) -> None:
+        self.phase = phase
+        self.elapsed_s = elapsed_s
+        self.connected = connected
+        self.sent = 0
+        self.received = 0
+        self.sent_per_s = 0.0
+        self.received_per_s = 0.0
+        self.outstanding = 0
+        self.p50_us = 0.0
+        self.p99_us = 0.0
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """How to speak TLS, None for not at all; files that can't be used are a UsageError."""
+    if not settings.tls:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=settings.cafile)
+    except OSError as error:
+        raise UsageError(f"--cafile {settings.cafile}: {error}") from None
+    if settings.certfile:
+        try:
+            context.load_cert_chain(settings.certfile, settings.keyfile)
+        except OSError as error:
+            raise UsageError(f"--cert {settings.certfile}: {error}") from None
+    if settings.insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class Flood:
+    """One run and everything that was seen of it."""
+
+    def __init__(self, settings: Settings, on_sample: Callable[[Sample], None]) -> None:
+        self.settings = settings
+        self.run_id = int.from_bytes(os.urandom(4), "big")
+        self.plan = Plan(settings, self.run_id)
+        self.ledger = Ledger(self.run_id, settings.paced)
+        self.loop_name = ""
+        self.broken_off = ""
+        self.verdict = Verdict()
+        self.violations: dict[str, int] = {}
+        self.series: list[Sample] = []
+        self.connect_times = Histogram()
+        self.connect_s = 0.0
+        self.publish_s = 0.0
+        self.settle_s = 0.0
+        self.cpu_s = 0.0
+        self.sent_in_time = 0
+        self.received_in_time = 0
+        self.held_back = 0
+        self.written_off = 0
+        self._tls = tls_context(settings)
+        self._on_sample = on_sample
+        self._subscribers: list[Link] = []
+        self._publishers: list[Link] = []
+        self._phase = "connecting"
+        self._started_at = time.monotonic()
+        self._halt = asyncio.Event()
+        self._interrupted = False
+        self._abandoned = False
+        self._schedule: Schedule | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        """All phases; never raises for what a broker or a network does."""
+        loop = asyncio.get_running_loop()
+        self.loop_name = type(loop).__module__.split(".")[0]
+        self.switchboard = Switchboard(loop, self.ledger)
+        self._started_at = time.monotonic()
+        keeper = loop.create_task(self._keep_time())
+        try:
+            await self._connect_all()
+            if not self._halt.is_set():
+                await self._publish()
+                await self._settle()
+        except ConnectionEnded as ended:
+            self.break_off(str(ended))
+        finally:
+            keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeper
+            self._close_books()
+            await self._leave()
+
+    def break_off(self, why: str) -> None:
+        """Stop publishing; the first reason goes to the report."""
+        if not self._halt.is_set():
+            self.broken_off = why
+            self._halt.set()
+
+    def interrupt(self) -> None:
+        """Somebody wants an end: stop publishing, the second time stop waiting for arrivals too."""
+        if self._interrupted:
+            self._abandoned = True
+        self._interrupted = True
+        self.break_off("interrupted")
+
+    # Connecting
+
+    async def _connect_all(self) -> None:
+        settings = self.settings
+        begun = time.monotonic()
+        for index in range(settings.subscribers):
+            client = self._client("s", index)
+            client.watcher = self.ledger.add_watcher()
+            self._subscribers.append(Link(self.switchboard, client, self._lost))
+        for index in range(settings.devices):
+            client = self._client("p", index)
+            client.sender = self.ledger.add_sender(settings.qos_of(index), settings.streams)
+            self._publishers.append(Link(self.switchboard, client, self._lost))
+        self.switchboard.publishers = self._publishers
+        await self._storm(self._subscribers)
+        await self._storm(self._publishers)
+        self.connect_s = time.monotonic() - begun
+
+    def _client(self, role: str, index: int) -> Client:
+        # Letters and digits, at most 23: what every server has to accept. [MQTT-3.1.3-5]
+        client_id = f"ds{self.run_id:08x}{role}{index}"
+        return Client(client_id, self.settings.version, self.ledger.ready)
+
+    async def _storm(self, links: list[Link]) -> None:
+        """Connect them all, a bounded number at a time and no more a second than asked for."""
+        waiting = iter(enumerate(links))
+        begun = time.monotonic()
+        rate = self.settings.connect_rate
+
+        async def worker() -> None:
+            for at, link in waiting:
+                if self._halt.is_set():
+                    return
+                if rate:
+                    await asyncio.sleep(max(0.0, begun + at / rate - time.monotonic()))
+                await self._connect(link)
+                if link.client.watcher is not None:
+                    await self._subscribe(link, link.client.watcher)
+                if link.client.sender is not None:
+                    self._equip(link, link.client.sender)
+
+        workers = [
+            asyncio.ensure_future(worker())
+            for _ in range(min(self.settings.connect_parallel, len(links)))
+        ]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for task in workers:
+                task.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _connect(self, link: Link) -> None:
+        settings = self.settings
+        begun_ns = time.monotonic_ns()
+        name = link.client.client_id
+        password = None if settings.password is None else settings.password.encode()
+        try:
+            async with asyncio.timeout(settings.connect_timeout):
+                await self.switchboard.loop.create_connection(
+                    lambda: link, settings.host, settings.port, ssl=self._tls
+                )
+                link.client.connect(
+                    Connect(
+                        "MQIsdp" if settings.version == spec.MQTT31 else "MQTT",
+                        settings.version,
+                        True,
+                        settings.keep_alive,
+                        link.client.client_id,
+                        username=settings.username,
+                        password=password,
+                    )
+                )
+                self.switchboard.mark_dirty(link)
+                await link.event()
+        except TimeoutError:
+            seconds = settings.connect_timeout
+            raise ConnectionEnded(f"{name}: no CONNACK within {seconds:g} s") from None
+        except OSError as error:
+            raise ConnectionEnded(f"{name}: {error}") from None
+        self.connect_times.record((time.monotonic_ns() - begun_ns) // 1000)
+
+    async def _subscribe(self, link: Link, watcher: Watcher) -> None:
+        filters = self.plan.filters(watcher.index)
+        granted = 2
+        for at in range(0, len(filters), FILTERS_A_PACKET):
+            part = filters[at : at + FILTERS_A_PACKET]
+            link.client.subscribe(part)
+            self.switchboard.mark_dirty(link)
+            reasons = await self._suback(link)
+            if len(reasons) != len(part) or max(reasons) >= 0x80:
+                raise ConnectionEnded(
+                    f"{link.client.client_id}: refused the subscription to {part[0].topic_filter}"
+                )
+            granted = min(granted, *reasons)
+        for device, stream in self.plan.owed(watcher.index):
+            topic = self.plan.topic(device, stream).encode()
+            qos = min(granted, self.settings.qos_of(device))
+            watcher.expect(topic, self.ledger.senders[device], stream, qos)
+
+    async def _suback(self, link: Link) -> list[int]:
+        try:
+            async with asyncio.timeout(self.settings.connect_timeout):
+                packet: Record = await link.event()
+        except TimeoutError:
+            raise ConnectionEnded(f"{link.client.client_id}: no SUBACK") from None
+        assert isinstance(packet, Suback)
+        return packet.reasons
+
+    def _equip(self, link: Link, sender: Sender) -> None:
+        """Give a connected device its templates and its window."""
+        settings = self.settings
+        client = link.client
+        index = sender.index
+        if sender.qos > client.maximum_qos:
+            raise ConnectionEnded(
+                f"{client.client_id}: the broker's Maximum QoS is {client.maximum_qos}"
+            )
+        properties = settings.publish_properties()
+        templates = []
+        for stream in range(settings.streams):
+            header = Header(self.run_id, index, stream, sender.qos, 0, 0, 0)
+            topic = self.plan.topic(index, stream)
+            made = template(header, topic, settings.size, settings.version, properties)
+            if 0 < client.maximum_packet_size < len(made.frame):
+                raise ConnectionEnded(
+                    f"{client.client_id}: the broker's Maximum Packet Size is "
+                    f"{client.maximum_packet_size}, a message has {len(made.frame)} bytes"
+                )
+            templates.append(made)
+        window = min(settings.window, client.receive_maximum)
+        link.publisher = Publisher(client, sender, templates, window, self.plan.fan)
+        link.publisher.paced = settings.paced
+
+    def _lost(self, link: Link) -> None:
+        watcher = link.client.watcher
+        if watcher is not None:
+            watcher.cut = True
+        self.break_off(f"{link.client.client_id}: {link.client.error}")
+
+    # Publishing
+
+    async def _publish(self) -> None:
+        settings = self.settings
+        gc.collect()
+        gc.freeze()
+        self._phase = "publishing"
+        cpu = time.process_time()
+        begun_ns = time.monotonic_ns()
+        if settings.paced:
+            self._start_schedule(begun_ns)
+        else:
+            for link in self._publishers:
+                publisher = link.publisher
+                assert publisher is not None
+                publisher.limit = settings.count or UNLIMITED
+                self.switchboard.mark_ready(publisher)
+        end_ns = begun_ns + int((settings.seconds or 1e9) * 1e9)
+        while not self._halt.is_set() and time.monotonic_ns() < end_ns:
+            if self._all_sent():
+                break
+            left = (end_ns - time.monotonic_ns()) / 1e9
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._halt.wait(), min(POLL_S, left))
+        self._stop_publishing()
+        self.publish_s = (time.monotonic_ns() - begun_ns) / 1e9
+        self.cpu_s = time.process_time() - cpu
+        self.sent_in_time = sum(sender.sent for sender in self.ledger.senders)
+        self.received_in_time = sum(sender.arrived for sender in self.ledger.senders)
+
+    def _start_schedule(self, now_ns: int) -> None:
+        settings = self.settings
+        total = UNLIMITED
+        if settings.count:
+            total = settings.count * settings.devices
+        if settings.seconds:
+            total = min(total, round(settings.seconds * settings.rate * settings.devices))
+        schedule = Schedule(settings.devices, settings.rate, now_ns, total)
+        for index, link in enumerate(self._publishers):
+            publisher = link.publisher
+            assert publisher is not None
+            publisher.origin_ns = schedule.device_origin_ns(index)
+            publisher.step_ns = schedule.step_ns
+        self._schedule = schedule
+        self._tick()
+
+    def _tick(self) -> None:
+        """The paced run's clock: what has become due since the last tick is sent now."""
+        schedule = self._schedule
+        if schedule is None:
+            return
+        for number in schedule.advance(time.monotonic_ns()):
+            device = number % schedule.devices
+            publisher = self._publishers[device].publisher
+            assert publisher is not None
+            publisher.limit = schedule.limit(device)
+            self.switchboard.mark_ready(publisher)
+        self._ticker = self.switchboard.loop.call_later(TICK_S, self._tick)
+
+    def _all_sent(self) -> bool:
+        settings = self.settings
+        if settings.paced:
+            schedule = self._schedule
+            if schedule is None or schedule.done < schedule.total:
+                return False
+            return sum(sender.sent for sender in self.ledger.senders) >= schedule.total
+        if not settings.count:
+            return False
+        return all(sender.sent >= settings.count for sender in self.ledger.senders)
+
+    def _stop_publishing(self) -> None:
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self._schedule = None
+        for link in self._publishers:
+            publisher = link.publisher
+            if publisher is None:
+                continue
+            sent = publisher.sender.sent
+            if publisher.paced or self.settings.count:
+                self.held_back += max(0, publisher.limit - sent)
+            publisher.limit = sent
+
+    # Settling
+
+    def _outstanding(self) -> int:
+        """Deliveries and acknowledgements that are still owed by connections that are still up."""
+        fan = self.plan.fan
+        if any(link.lost for link in self._subscribers):
+            fan = 0
+        count = 0
+        for link in self._publishers:
+            sender = link.client.sender
+            if link.lost or sender is None:
+                continue
+            count += max(0, sender.sent * fan - sender.arrived) + link.client.in_flight()
+        return count
+
+    def _activity(self) -> int:
+        flying = sum(link.client.in_flight() for link in self._publishers)
+        return self.ledger.received - flying
+
+    async def _settle(self) -> None:
+        self._phase = "settling"
+        begun = time.monotonic()
+        activity = self._activity()
+        quiet_since = begun
+        while not self._abandoned:
+            await asyncio.sleep(POLL_S)
+            now = time.monotonic()
+            current = self._activity()
+            if current != activity:
+                activity = current
+                quiet_since = now
+            patience = GRACE_S if self._outstanding() == 0 else self.settings.settle
+            if now - quiet_since >= patience:
+                break
+        self.settle_s = time.monotonic() - begun
+
+    def _close_books(self) -> None:
+        if self._abandoned:
+            for watcher in self.ledger.watchers:
+                watcher.cut = True
+        for link in self._publishers:
+            client = link.client
+            if client.sender is not None:
+                client.sender.close(client.unanswered(), not link.lost and not self._abandoned)
+            if link.publisher is not None:
+                self.written_off += link.publisher.written_off
+        for link in [*self._subscribers, *self._publishers]:
+            for what, count in link.client.violations.items():
+                self.violations[what] = self.violations.get(what, 0) + count
+        self.verdict = self.ledger.close()
+
+    async def _leave(self) -> None:
+        """Disconnect in good manners, and don't wait for a broker that doesn't answer."""
+        self._phase = "leaving"
+        links = [link for link in [*self._subscribers, *self._publishers] if link.transport]
+        now_ns = time.monotonic_ns()
+        for link in links:
+            link.leaving = True
+            link.client.disconnect()
+            link.flush(now_ns)
+            if link.transport is not None:
+                link.transport.close()
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline and not all(link.lost for link in links):
+            await asyncio.sleep(0.01)
+        for link in links:
+            if not link.lost and link.transport is not None:
+                link.transport.abort()
+
+    # Once a second
+
+    async def _keep_time(self) -> None:
+        """Samples for the progress view, pings for silent connections, help for stalled loops."""
+        last = Sample(self._phase, 0.0, 0)
+        snapshot = self.ledger.from_sent.copy()
+        next_at = self._started_at + SAMPLE_S
+        stalled_at = next_at
+        while True:
+            await asyncio.sleep(max(0.0, next_at - time.monotonic()))
+            next_at += SAMPLE_S
+            latencies = self.ledger.from_intended if self.ledger.paced else self.ledger.from_sent
+            part = latencies.since(snapshot)
+            snapshot = latencies.copy()
+            sample = self._sample(last, part)
+            self.series.append(sample)
+            self._on_sample(sample)
+            last = sample
+            self._ping()
+            if self._phase == "publishing" and time.monotonic() - stalled_at >= STALL_S:
+                stalled_at = time.monotonic()
+                self._unstall()
+
+    def _sample(self, last: Sample, part: Histogram) -> Sample:
+        links = [*self._subscribers, *self._publishers]
+        connected = sum(1 for link in links if link.transport is not None and not link.lost)
+        sample = Sample(self._phase, time.monotonic() - self._started_at, connected)
+        sample.sent = sum(sender.sent for sender in self.ledger.senders)
+        sample.received = sum(sender.arrived for sender in self.ledger.senders)
+        sample.outstanding = self._outstanding()
+        seconds = sample.elapsed_s - last.elapsed_s
+        if seconds > 0:
+            sample.sent_per_s = (sample.sent - last.sent) / seconds
+            sample.received_per_s = (sample.received - last.received) / seconds
+        sample.p50_us = part.percentile(50)
+        sample.p99_us = part.percentile(99)
+        return sample
+
+    def _ping(self) -> None:
+        now_ns = time.monotonic_ns()
+        for link in [*self._subscribers, *self._publishers]:
+            keep_alive = link.client.keep_alive
+            if keep_alive and now_ns - link.last_write_ns > keep_alive * 500_000_000:
+                link.client.ping()
+                self.switchboard.mark_dirty(link)
+
+    def _unstall(self) -> None:
+        if self.settings.paced:
+            return
+        for link in self._publishers:
+            publisher = link.publisher
+            if publisher is not None and not link.lost and publisher.write_off():
+                self.switchboard.mark_ready(publisher)

@@ -1,0 +1,58 @@
+"""What the machine allows, said before it bites: open files and local ports.
+
+Every device is a socket: a file descriptor here, and on the way to one address and port of a broker
+one of the local ports the kernel hands out. Both run out with an error in the middle of the connect
+phase, so `prepare` raises the soft limit as far as it may and returns warnings in words.
+"""
+
+import resource
+from pathlib import Path
+from typing import Final
+
+SPARE_FILES: Final = 64
+_PORT_RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+def file_limit(need: int) -> int:
+    """Make room for `need` descriptors as far as this process may; the limit that holds now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return need
+    if need > soft:
+        wanted = need if hard == resource.RLIM_INFINITY else min(need, hard)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(wanted, soft), hard))
+        except (ValueError, OSError):
+            return soft
+        soft = max(wanted, soft)
+    return soft
+
+
+def local_ports(path: Path = _PORT_RANGE) -> int:
+    """How many ports the kernel has for outgoing connections; 0 when it doesn't say."""
+    try:
+        low, high = path.read_text().split()
+        return int(high) - int(low) + 1
+    except (OSError, ValueError):
+        return 0
+
+
+def warnings(connections: int, files: int, ports: int) -> list[str]:
+    """What will run out with this many connections."""
+    found: list[str] = []
+    if connections + SPARE_FILES > files:
+        found.append(
+            f"{connections} connections need {connections + SPARE_FILES} open files, the limit is "
+            f"{files}: raise it with `ulimit -n {connections + SPARE_FILES}`"
+        )
+    if ports and connections > ports * 9 // 10:
+        found.append(
+            f"{connections} connections to one address come close to the {ports} local ports: "
+            "widen net.ipv4.ip_local_port_range, or run from several addresses"
+        )
+    return found
+
+
+def prepare(connections: int) -> list[str]:
+    """Raise what can be raised for this many connections, and warn of the rest."""
+    return warnings(connections, file_limit(connections + SPARE_FILES), local_ports())
