@@ -420,6 +420,8 @@ def decode_subscribe(data: bytes, pos: int, end: int, flags: int, version: int) 
         if properties is not None and properties.subscription_ids:
             subscription_id = properties.subscription_ids[0]
             properties.subscription_ids = []
+            if not properties.user_properties:
+                properties = None
     if pos == end:  # [MQTT-3.8.3-2]
         raise ProtocolError(spec.PROTOCOL_ERROR, "MQTT-3.8.3-2", "SUBSCRIBE without a filter")
     filters: list[Filter] = []

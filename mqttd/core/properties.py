@@ -227,10 +227,10 @@ def _decode(data: bytes, pos: int, stop: int, packet_type: int) -> Properties:
             raise _unknown()
         if not row.packets & packet:
             raise _misplaced(identifier)
+        pos = _decode_value(found, row, data, pos + 1, stop)
         if seen >> identifier & 1 and not row.repeats & packet:
             raise _twice(identifier)
         seen |= 1 << identifier
-        pos = _decode_value(found, row, data, pos + 1, stop)
     if found.authentication_data is not None and found.authentication_method is None:
         raise ProtocolError(
             spec.PROTOCOL_ERROR, "", "authentication data without an authentication method"

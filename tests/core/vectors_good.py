@@ -511,7 +511,7 @@ GOOD: list[Vector] = [
         "subscribe-5-identifier",
         V5,
         "82 09 000a 02 0b01 0001 61 02",
-        Subscribe(10, [Filter("a", 2)], 1, props()),
+        Subscribe(10, [Filter("a", 2)], 1),
     ),
     # 3.9 SUBACK
     good("suback", V3, "90 06 0001 00 01 02 80", Suback(1, [0, 1, 2, 0x80])),
