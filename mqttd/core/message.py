@@ -15,7 +15,7 @@ change is forwarded as the very bytes that came.
 
 from typing import Final
 
-from mqttd.core.wire import u16, u32, varint
+from mqttd.core.wire import u8, u16, u32, varint
 
 _NO_PROPERTIES: Final = b"\x00"
 _MESSAGE_EXPIRY: Final = b"\x02"
@@ -73,20 +73,22 @@ class Message:
         for messages without an expiry interval or for receivers older than MQTT 5; see
         `encode_once`.
         """
+        if self.layout < 0:  # most messages meet one layout and need no dict
+            self._encode(layout)
+            return
         other = self._other
         if other is None:
             other = self._other = {}
-        if self.layout >= 0:
-            other[self.layout] = (self.head, self.tail)
+        other[self.layout] = (self.head, self.tail)
         found = other.get(layout)
         if found is None:
-            found = self._encode(layout)
-        self.layout = layout
-        self.head, self.tail = found
+            self._encode(layout)
+        else:
+            self.layout = layout
+            self.head, self.tail = found
 
-    def _encode(self, layout: int) -> tuple[bytes, bytes]:
+    def _encode(self, layout: int) -> None:
         qos = layout & 3
-        first = 0x30 | ((layout & 4) >> 2) | (qos << 1)
         key = self.key
         tail = self.payload
         if layout & 8:
@@ -98,10 +100,15 @@ class Message:
         length = 2 + len(key) + len(tail)
         if qos:
             length += 2
-        head = bytes((first,)) + varint(length) + u16(len(key)) + key
+        first = 0x30 | ((layout & 4) >> 2) | (qos << 1)
+        head = u8(first) + varint(length) + u16(len(key)) + key
+        self.layout = layout
         if qos:
-            return head, tail
-        return head + tail, b""
+            self.head = head
+            self.tail = tail
+        else:
+            self.head = head + tail
+            self.tail = b""
 
     def encode_once(
         self,
@@ -130,7 +137,7 @@ class Message:
             if identifiers:
                 block = block + identifiers
             body += varint(len(block)) + block
-        return bytes((first,)) + varint(len(body) + len(self.payload)) + body + self.payload
+        return u8(first) + varint(len(body) + len(self.payload)) + body + self.payload
 
 
 def layout_of(version: int, retain: bool, qos: int) -> int:
