@@ -43,7 +43,7 @@ class Problem:
         return f"{place}{path}{self.found}{expected}{hint}"
 
 
-class ConfigError(Exception):
+class ConfigError(ValueError):
     """The configuration can't be used; `problems` is never empty."""
 
     def __init__(self, problems: list[Problem]) -> None:
