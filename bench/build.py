@@ -5,6 +5,7 @@ and a changed source is never measured by its old build. What can't be compiled 
 so.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -12,11 +13,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
+KEPT = 4  # builds of each kind
 GENERATOR = ("__init__.py", "loadgen.py", "scenarios.py")
 
 Note = Callable[[str], None]
@@ -43,70 +46,90 @@ def _run(command: list[str], cwd: Path, env: dict[str, str] | None = None) -> No
         raise BuildError(f"{' '.join(command[:4])} … failed:\n{last}")
 
 
-def _fresh(parent: Path, key: str) -> tuple[Path, bool]:
-    """The directory for this key and whether it has to be filled; older builds are removed."""
-    target = parent / key
+def _is_missing(target: Path) -> bool:
     if target.exists():
-        return target, False
-    shutil.rmtree(parent, ignore_errors=True)
-    parent.mkdir(parents=True)
-    return target, True
+        os.utime(target)
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _filling(target: Path) -> Iterator[Path]:
+    """An empty directory to work in; what is renamed to `target` stays, with a few older builds.
+
+    Two runs may build the same at the same time: each works on its own, the first to finish wins.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="work-", dir=target.parent))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    builds = [path for path in target.parent.iterdir() if not path.name.startswith("work-")]
+    for old in sorted(builds, key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _keep(built: Path, target: Path) -> None:
+    try:
+        built.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
 
 
 def generator(note: Note) -> tuple[Path, bool]:
     """What to put on PYTHONPATH for the generator, and whether it is compiled."""
     sources = [ROOT / "bench" / name for name in GENERATOR]
-    target, missing = _fresh(BUILD / "bench", key_of(sources))
-    if not missing:
+    target = BUILD / "bench" / key_of(sources)
+    if not _is_missing(target):
         return target, True
     if importlib.util.find_spec("mypyc") is None:
         note("the generator runs uncompiled (mypyc isn't installed): it will bound fast brokers")
         return ROOT, False
     note("compiling the generator")
-    work = target.with_name("work")
-    (work / "bench").mkdir(parents=True)
-    for source in sources:
-        shutil.copy(source, work / "bench")
     modules = [f"bench/{name}" for name in GENERATOR if name != "__init__.py"]
-    try:
-        _run(
-            [sys.executable, "-m", "mypyc", *modules],
-            work,
-            {**os.environ, "MYPYC_OPT_LEVEL": "3"},
-        )
-    except BuildError as error:
-        note(f"the generator runs uncompiled: {error}")
-        return ROOT, False
-    shutil.rmtree(work / "build")
-    work.rename(target)
+    with _filling(target) as work:
+        (work / "bench").mkdir()
+        for source in sources:
+            shutil.copy(source, work / "bench")
+        environment = {**os.environ, "MYPYC_OPT_LEVEL": "3"}
+        try:
+            _run([sys.executable, "-m", "mypyc", *modules], work, environment)
+        except BuildError as error:
+            note(f"the generator runs uncompiled: {error}")
+            return ROOT, False
+        shutil.rmtree(work / "build")
+        _keep(work, target)
     return target, True
 
 
 def mqttd(note: Note) -> Path:
     """An install of this tree, compiled as the normal install compiles it."""
-    sources = list((ROOT / "mqttd").rglob("*.py"))
+    ignored = shutil.ignore_patterns("__pycache__", "*.so")
+    sources = list((ROOT / "mqttd" / "core").rglob("*.py"))
     sources += [path for path in (ROOT / "setup.py", ROOT / "pyproject.toml") if path.exists()]
-    target, missing = _fresh(BUILD / "bench-mqttd", key_of(sources))
-    if not missing:
+    target = BUILD / "bench-mqttd" / key_of(sources)
+    if not _is_missing(target):
+        # What isn't compiled may have changed since: a copy is all that an install does with it.
+        shutil.copytree(ROOT / "mqttd", target / "mqttd", ignore=ignored, dirs_exist_ok=True)
         return target
     note("installing mqttd (this compiles its core)")
-    # pip builds in the source tree: a copy keeps that tree, and other builds of it, untouched.
-    work = target.with_name("src")
-    work.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, work)
-    for name in ("mqttd", "plugins", "device_sim"):
-        if (ROOT / name).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "*.so")
-            shutil.copytree(ROOT / name, work / name, ignore=ignored)
     here = all(importlib.util.find_spec(name) for name in ("mypyc", "setuptools"))
     isolation = ["--no-build-isolation"] if here else []
-    staging = target.with_name("staging")
     pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    _run([*pip, "--no-deps", *isolation, "--target", str(staging), "."], work)
-    shutil.rmtree(work)
-    staging.rename(target)
+    with _filling(target) as work:
+        # pip builds in the source tree: a copy keeps that tree, and other builds of it, untouched.
+        source = work / "source"
+        source.mkdir()
+        for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+            if (ROOT / name).exists():
+                shutil.copy(ROOT / name, source)
+        for name in ("mqttd", "plugins", "device_sim"):
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, source / name, ignore=ignored)
+        _run([*pip, "--no-deps", *isolation, "--target", str(work / "install"), "."], source)
+        _keep(work / "install", target)
     return target
 
 
