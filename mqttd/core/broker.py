@@ -149,11 +149,11 @@ class Broker(Router):
             assert isinstance(connection, Connection)
             connection.close(spec.SERVER_SHUTTING_DOWN, "server shutting down", now)
 
-    def publish(self, message: Message, now: float) -> int:
-        """Publish on behalf of the broker itself; returns how many subscribers matched."""
+    def publish(self, message: Message, now: float, origin: Session | None = None) -> int:
+        """Publish on behalf of the broker, or of a session (a will); returns who matched."""
         if message.retain:
             self.retain(message)
-        return self.route(message, self.trie.lookup(message.key), None, now)
+        return self.route(message, self.trie.lookup(message.key), origin, now)
 
     def balance(self) -> tuple[int, int]:
         """(queued, in flight) over all sessions and shared groups, for the balance of counters."""
@@ -185,7 +185,7 @@ class Broker(Router):
     ) -> Session | None:
         assert isinstance(connection, Connection)
         if self.draining:
-            raise ProtocolError(spec.SERVER_SHUTTING_DOWN, "", "server shutting down")
+            raise ProtocolError(spec.SERVER_UNAVAILABLE, "", "server shutting down")
         client_id = connect.client_id
         session = self.sessions.get(client_id)
         if session is not None:
@@ -394,12 +394,12 @@ class Broker(Router):
             group = subscription.group
             if group is not None and group.queue:
                 self.context.groups[group] = None
-        elif entry.retain_handling == 0 or (entry.retain_handling == 1 and known is None):
+        elif self.retained.count and (
             # [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11] [MQTT-3.8.4-4]
-            if self.retained.count:
-                session.add_replay(
-                    Replay(self.retained.cursor(inner), subscription, subscription.identifier_block)
-                )
+            entry.retain_handling == 0 or (entry.retain_handling == 1 and known is None)
+        ):
+            cursor = self.retained.cursor(inner)
+            session.add_replay(Replay(cursor, subscription, subscription.identifier_block))
         if session.durable:
             session.barrier = self.journal.record(
                 journal.SUBSCRIPTION_SAVE, session.client_id, topic_filter
@@ -455,7 +455,7 @@ class Broker(Router):
         if is_reserved(will.topic):
             return
         self.counters.wills_published += 1
-        self.publish(will_message(will, session.client_id, now), now)
+        self.publish(will_message(will, session.client_id, now), now, session)
 
     def _record_will(self, session: Session) -> None:
         if session.stored:

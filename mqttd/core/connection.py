@@ -32,7 +32,7 @@ from mqttd.core.decode import (
     scan_publish,
 )
 from mqttd.core.errors import ProtocolError
-from mqttd.core.handshake import CLOSED, MAX_REASON, OPEN, Handshake, check_flags, is_reserved
+from mqttd.core.handshake import CLOSED, MAX_REASON, NEW, OPEN, Handshake, check_flags, is_reserved
 from mqttd.core.message import Message
 from mqttd.core.packets import (
     Disconnect,
@@ -78,9 +78,12 @@ class Connection(Handshake):
         """Act on bytes from the client."""
         if self.state == CLOSED:
             return
-        self.last_received = now
         self.counters.bytes_received += len(data)
-        self._framer.feed(data)
+        framer = self._framer
+        if self.state == NEW and framer.pending == 0 and data and data[0] >> 4 != spec.CONNECT:
+            self._not_connect()  # [MQTT-3.1.0-1] whatever length it announces
+            return
+        framer.feed(data)
         self.run(now)
 
     def next_deadline(self) -> float:
@@ -134,10 +137,17 @@ class Connection(Handshake):
         if self.state == CLOSED:
             return
         self.router.note("disconnect", self.client_id, self.peer, reason)
-        if self.state == OPEN and self.version >= 5:
-            self.send(self._disconnect_frame(code, reason))
+        if self.established and self.version >= 5:  # [MQTT-3.14.0-1] never before CONNACK
+            self._send_disconnect(code, reason)
         self._leave(True, now)
         self.finish()
+
+    def unsendable(self) -> None:
+        # A client that can't take the answer it has a right to can only be let go.
+        self.counters.answers_too_large += 1
+        self.close(
+            spec.PACKET_TOO_LARGE, "an answer is larger than the client accepts", self.last_received
+        )
 
     # Reading.
 
@@ -146,6 +156,7 @@ class Connection(Handshake):
         try:
             while self.state != CLOSED and not self.suspended and framer.next():
                 self.counters.packets_received += 1
+                self.last_received = now  # a whole packet; a part of one is no sign of life
                 first = framer.first
                 kind = first >> 4
                 if self.state != OPEN:
@@ -357,8 +368,10 @@ class Connection(Handshake):
         session = self.session
         assert session is not None
         if first == 0x40 and end - pos == 2:
-            session.on_puback((data[pos] << 8) | data[pos + 1], 0, now)  # the usual short form
-            return
+            packet_id = (data[pos] << 8) | data[pos + 1]  # the usual short form
+            if packet_id:
+                session.on_puback(packet_id, 0, now)
+                return
         puback = decode_puback(data, pos, end, first & 15, self.version)
         session.on_puback(puback.packet_id, puback.reason, now)
 
@@ -453,11 +466,12 @@ class Connection(Handshake):
             self.counters.clients_connected -= 1
             self.router.left(session, self, with_will, now)
 
-    def _disconnect_frame(self, code: int, reason: str) -> bytes:
+    def _send_disconnect(self, code: int, reason: str) -> None:
         properties = Properties()
         if self.wants_reasons and reason:
             properties.reason_string = reason[:MAX_REASON]
         frame = encode.encode_disconnect(Disconnect(code, properties), self.version)
         if self.max_send and len(frame) > self.max_send:  # [MQTT-3.14.2-3]
             frame = encode.encode_disconnect(Disconnect(code), self.version)
-        return frame
+        if not self.max_send or len(frame) <= self.max_send:
+            self.send(frame)

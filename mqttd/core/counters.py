@@ -38,6 +38,7 @@ class Counters:
         self.publish_received: int = 0
         self.publish_sent: int = 0
         self.publish_refused: int = 0
+        self.answers_too_large: int = 0  # connections ended since the client could not take one
         self.matched: int = 0
         self.delivered: int = 0
         self.redelivered: int = 0
@@ -45,6 +46,7 @@ class Counters:
         self.sessions_expired: int = 0
         self.wills_published: int = 0
         self.protocol_errors: int = 0
+        self.hook_failures: int = 0
         self.bugs: int = 0
         self.dropped: dict[str, int] = {}
 

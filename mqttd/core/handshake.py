@@ -32,6 +32,14 @@ CLOSED: Final = 3
 
 MAX_REASON: Final = 256
 
+# MQTT 3.1.1, 3.1.4-1: a CONNECT that does not conform is closed without a CONNACK.
+_SILENT_V3: Final = (
+    spec.MALFORMED_PACKET,
+    spec.PROTOCOL_ERROR,
+    spec.PACKET_TOO_LARGE,
+    spec.TOPIC_NAME_INVALID,
+)
+
 
 class Handshake(Outbound):
     """The part of a connection that ends with CONNACK, and re-authentication after it."""
@@ -72,6 +80,12 @@ class Handshake(Outbound):
         """Act on the packets that are already here."""
         raise AssertionError("a Handshake has to override run")
 
+    def _not_connect(self) -> None:
+        self.router.note("refused", "", self.peer, "first packet is not CONNECT")
+        self.counters.connects_refused += 1
+        self.state = CLOSED
+        self.finish()
+
     def fail(self, error: ProtocolError, now: float) -> None:
         """Turn an error into its packet and close."""
         raise AssertionError("a Handshake has to override fail")
@@ -103,14 +117,8 @@ class Handshake(Outbound):
         """A packet before the CONNECT was accepted."""
         kind = first >> 4
         if self.state == NEW:
-            if kind != spec.CONNECT:  # [MQTT-3.1.0-1]
-                self.router.note("refused", "", self.peer, "first packet is not CONNECT")
-                self.counters.connects_refused += 1
-                self.state = CLOSED
-                self.finish()
-                return
-            check_flags(first, 0)
             self.version = peek_version(data, pos, end)
+            check_flags(first, 0)
             self.connect = decode_connect(data, pos, end)
             self._on_connect(self.connect, now)
             return
@@ -150,7 +158,10 @@ class Handshake(Outbound):
         if hooks.authenticate is not None:
             self.state = WAITING
             self.suspended = True
-            verdict = hooks.authenticate(self, connect)
+            try:
+                verdict = hooks.authenticate(self, connect)
+            except Exception:  # fail closed, whatever went wrong in there
+                verdict = self._hook_failed()
             if verdict is not None:
                 self.suspended = False
                 self._decided(connect, verdict, now)
@@ -161,6 +172,10 @@ class Handshake(Outbound):
             self._admit(connect, connect.username, now)
         else:  # [MQTT-3.1.4-2]
             raise ProtocolError(spec.NOT_AUTHORIZED, "MQTT-3.1.4-2", "nobody vouches for it")
+
+    def _hook_failed(self) -> Verdict:
+        self.counters.hook_failures += 1
+        return Verdict(False, spec.UNSPECIFIED_ERROR, "authentication failed to decide")
 
     def _decided(self, connect: Connect, verdict: Verdict, now: float) -> None:
         if not verdict.allowed:
@@ -207,6 +222,9 @@ class Handshake(Outbound):
             answer.authentication_data = self._auth_data
         present = session.resumed
         frame = encode.encode_connack(Connack(present, spec.SUCCESS, answer), self.version)
+        if self.max_send and len(frame) > self.max_send:
+            self.unsendable()
+            return
         # Session Present 1, and a session that clean start removed, are promises too.
         self._hold(Held(frame, session.barrier, None, False, True))
         self.counters.clients_connected += 1
@@ -230,16 +248,18 @@ class Handshake(Outbound):
         self.counters.connects_refused += 1
         self.router.note("refused", self.client_id, self.peer, reason)
         self.state = CLOSED
-        properties = Properties()
-        if self.wants_reasons and reason:
-            properties.reason_string = reason[:MAX_REASON]
-        answer = Connack(False, code, properties)
-        if self.version < 5:
+        if self.version >= 5:
+            properties = Properties()
+            if self.wants_reasons and reason:
+                properties.reason_string = reason[:MAX_REASON]
+            frame = encode.encode_connack(Connack(False, code, properties), 5)
+            if self.max_send and len(frame) > self.max_send:
+                frame = encode.encode_connack(Connack(False, code), 5)
+            if not self.max_send or len(frame) <= self.max_send:
+                self.send(frame)
+        elif code not in _SILENT_V3:
             answer = Connack(False, spec.connack_code_v3(code))
-        frame = encode.encode_connack(answer, self.version)
-        if self.max_send and len(frame) > self.max_send:
-            frame = encode.encode_connack(Connack(False, code), self.version)
-        self.send(frame)
+            self.send(encode.encode_connack(answer, self.version))
         self.finish()
 
     # Enhanced authentication.
@@ -249,7 +269,10 @@ class Handshake(Outbound):
         assert enhanced is not None
         assert self.auth_method is not None
         self.suspended = True
-        step = enhanced(self, self.auth_method, data, first)
+        try:
+            step = enhanced(self, self.auth_method, data, first)
+        except Exception:
+            step = AuthStep(spec.UNSPECIFIED_ERROR, reason=self._hook_failed().reason)
         if step is not None:
             self.suspended = False
             self._on_auth_step(step, now)

@@ -80,12 +80,19 @@ class Outbound(Link):
         """Append one whole packet."""
         if self.closed:
             return
+        if self.max_send and len(frame) > self.max_send:
+            self.unsendable()
+            return
         self._out.append(frame)
         self._out_size += len(frame)
         self.counters.packets_sent += 1
         if not self.dirty:
             self.dirty = True
             self.dirty_list.append(self)
+
+    def unsendable(self) -> None:
+        """An answer is larger than the client's Maximum Packet Size. [MQTT-3.1.2-24]"""
+        raise AssertionError("an Outbound has to override unsendable")
 
     def finish(self) -> None:
         """Nothing comes after what was sent: the shell closes once it is written."""
