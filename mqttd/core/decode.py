@@ -133,19 +133,6 @@ def _check_reason(reason: int, kind: int, clause: str) -> None:
 # 3.1 CONNECT
 
 
-def peek_connect_version(data: bytes, pos: int, end: int) -> int:
-    """The protocol level that a CONNECT claims, without the bridge bit; 0 when it can't be read.
-
-    It never raises: it tells in which version to answer a CONNECT that `decode_connect` refused.
-    """
-    if pos + 2 > end:
-        return 0
-    at = pos + 2 + (data[pos] << 8 | data[pos + 1])
-    if at >= end:
-        return 0
-    return data[at] & 0x7F
-
-
 def decode_connect(data: bytes, pos: int, end: int, flags: int = 0) -> Connect:
     _check_no_flags(flags)
     protocol_name, pos = read_string(data, pos, end)

@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 
 from mqttd.core import spec
 from mqttd.core.decode import (
+    PublishFields,
     decode_connect,
     decode_disconnect,
     decode_packet,
     decode_publish,
-    peek_connect_version,
+    scan_publish,
 )
 from mqttd.core.errors import ProtocolError
 from mqttd.core.packets import Connect, Disconnect, Publish, Record
@@ -148,6 +149,24 @@ def test_the_key_is_the_topic_as_it_came() -> None:
     assert (packet.topic, packet.key, packet.payload) == ("a/b", b"a/b", b"")
 
 
+def test_a_scan_overwrites_what_was_there() -> None:
+    """The broker reads every PUBLISH into one object: nothing may stay from the one before."""
+    fields = PublishFields()
+    data = unhex("0001 74 0007 0c 0100 02 00000005 23 0001 0b 09 70")
+    scan_publish(fields, data, 0, len(data), 0x02, spec.MQTT5, False)
+    assert (fields.key, fields.packet_id, fields.payload_at) == (b"t", 7, len(data) - 1)
+    assert (fields.properties, fields.topic_alias) == (b"\x01\x00", 1)
+    assert (fields.message_expiry, fields.subscription_ids) == (5, [9])
+    for data, version in ((b"\x00\x01u\x00", spec.MQTT5), (b"\x00\x01u", spec.MQTT311)):
+        scan_publish(fields, data, 0, len(data), 0, version, True)
+        assert (fields.key, fields.packet_id, fields.payload_at) == (b"u", 0, len(data))
+        assert (fields.properties, fields.topic_alias) == (b"", 0)
+        assert (fields.message_expiry, fields.subscription_ids) == (-1, None)
+    # The characters of the topic are the matcher's business.
+    scan_publish(fields, b"\x00\x01\xff", 0, 3, 0, spec.MQTT311, True)
+    assert fields.key == b"\xff"
+
+
 def test_alias_without_topic() -> None:
     packet = decode_publish(b"\x00\x00\x03\x23\x00\x01", 0, 6, 0, spec.MQTT5)
     assert (packet.topic, packet.key, packet.topic_alias) == ("", b"", 1)
@@ -176,27 +195,6 @@ def test_a_connect_needs_no_flags() -> None:
 def test_properties_of_a_connect_are_always_there() -> None:
     packet = decode_connect(unhex("0004 4d515454 04 02 0000 0000"), 0, 12)
     assert packet.properties == Connect().properties
-
-
-@pytest.mark.parametrize(
-    ("body", "version"),
-    [
-        ("0004 4d515454 05 00 0000 00 0000", 5),
-        ("0004 4d515454 04 02", 4),
-        ("0004 4d515454 84", 4),
-        ("0006 4d5149736470 03", 3),
-        ("0004 4d515454 06", 6),
-        ("0004 4d515454", 0),
-        ("ffff 4d515454 05", 0),
-        ("0000 05", 5),
-        ("00", 0),
-        ("", 0),
-    ],
-)
-def test_peeking_at_the_version(body: str, version: int) -> None:
-    data = b"\x10\x7f" + unhex(body)
-    assert peek_connect_version(data, 2, len(data)) == version
-    assert peek_connect_version(data + b"\x05\x05", 2, len(data)) == version
 
 
 def test_short_forms_of_mqtt_5() -> None:
