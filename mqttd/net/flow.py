@@ -60,6 +60,7 @@ class Flow:
         self.wheel = Wheel(monotonic())
         self.shells: dict[Outbound, Shell] = {}
         self.scheduled = False
+        self._first_look = min(_FIRST_LOOK, broker.settings.connect_timeout)
         self._on_event = on_event
         self._commit = commit
         self._flush = self.flush
@@ -85,7 +86,7 @@ class Flow:
         now = monotonic()
         conn = self.broker.open(listener, peer, identity, now)
         self.shells[conn] = shell
-        self.wheel.put(shell, now + _FIRST_LOOK)
+        self.wheel.put(shell, now + self._first_look)
         return conn
 
     def lost(self, shell: Shell) -> None:

@@ -256,7 +256,8 @@ def _bind_all(addresses: list[_Address], port: int) -> list[socket.socket]:
     try:
         for family, (host, _) in addresses:
             try:
-                sock = socket.socket(family, socket.SOCK_STREAM)
+                # The protocol has to be named: asyncio sets TCP_NODELAY only where it is.
+                sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             except OSError as error:
                 missing = error
                 continue

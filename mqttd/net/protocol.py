@@ -104,7 +104,9 @@ class StreamProtocol(asyncio.Protocol):
     def flush(self) -> None:
         conn = self.conn
         wrote = False
-        if not self.paused and self.stage != _CLOSED:
+        if self.paused or self.stage == _CLOSED:
+            conn.dirty = False  # what it holds stays there; but we want to hear of its end
+        else:
             data = conn.data_to_send()
             if data:
                 self.transport.write(data)
@@ -169,9 +171,12 @@ class StreamProtocol(asyncio.Protocol):
         if self.held and not transport.is_closing():
             transport.resume_reading()  # into the void, see data_received of a closed Connection
         if wrote and transport.can_write_eof():
-            transport.write_eof()
-        else:
-            transport.close()
+            try:
+                transport.write_eof()
+                return
+            except OSError:
+                pass  # the peer has reset the connection; asyncio tells so here
+        transport.close()
 
 
 def peer_of(transport: asyncio.BaseTransport, where: str) -> str:
