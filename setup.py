@@ -76,8 +76,9 @@ def native_core() -> list[Extension]:
     if reason:
         fall_back(reason)
         return []
-    # The user's mypy settings must not decide whether this package builds.
-    arguments = ["--config-file=", "--python-version=3.11", *CORE]
+    # Neither the user's mypy settings nor what the rest of the package imports (through the
+    # annotations of mqttd/__init__.py) may decide whether the core builds.
+    arguments = ["--config-file=", "--python-version=3.11", "--follow-imports=silent", *CORE]
     try:
         from mypyc.build import mypycify
 
