@@ -15,7 +15,7 @@ from mqttd.core.decode import (
 )
 from mqttd.core.errors import ProtocolError
 from mqttd.core.packets import Connect, Disconnect, Publish, Record
-from tests.core.vectors import BAD, GOOD, Vector, unhex
+from tests.core.vectors import BAD, GOOD, Vector, unhex, untimed
 
 VERSIONS = (spec.MQTT31, spec.MQTT311, spec.MQTT5)
 GOOD_CASES = [
@@ -122,6 +122,7 @@ def test_trailing_bytes(vector: Vector, version: int) -> None:
         assert isinstance(result, int)
 
 
+@untimed
 @given(st.integers(0, 255), st.binary(max_size=60), st.sampled_from(VERSIONS), st.booleans())
 @example(0xF0, b"", spec.MQTT5, True)
 @example(0x30, b"", spec.MQTT5, True)
@@ -133,6 +134,7 @@ def test_any_bytes(first: int, body: bytes, version: int, from_client: bool) -> 
     assert repr(packet)
 
 
+@untimed
 @given(st.sampled_from(GOOD), st.data())
 def test_mutated_vectors(vector: Vector, data: st.DataObject) -> None:
     body = bytearray(vector.wire[vector.body :])

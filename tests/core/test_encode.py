@@ -26,7 +26,7 @@ from mqttd.core.packets import (
     Unsubscribe,
     Will,
 )
-from tests.core.vectors import GOOD, Vector, props, unhex
+from tests.core.vectors import GOOD, Vector, props, unhex, untimed
 
 CANONICAL = [
     pytest.param(vector, version, id=f"{vector.name}-v{version}")
@@ -245,6 +245,7 @@ packets_5 = st.one_of(
 )
 
 
+@untimed
 @given(packets_5)
 def test_round_trip_in_mqtt_5(packet: Record) -> None:
     assert read_back(encode_packet(packet, spec.MQTT5), spec.MQTT5) == packet
@@ -286,6 +287,7 @@ packets_3 = st.one_of(
 )
 
 
+@untimed
 @given(packets_3)
 def test_round_trip_in_mqtt_3(packet: Record) -> None:
     assert read_back(encode_packet(packet, spec.MQTT311), spec.MQTT311) == packet

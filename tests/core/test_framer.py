@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mqttd.core import spec
 from mqttd.core.errors import ProtocolError
 from mqttd.core.framer import Framer
-from tests.core.vectors import BAD, GOOD, Vector
+from tests.core.vectors import BAD, GOOD, Vector, untimed
 
 WIRES = [vector.wire for vector in GOOD + BAD if vector.wire[0] >= 0x10]
 # A remaining length of two bytes, of three, and nothing but a header.
@@ -74,6 +74,7 @@ def test_all_vectors_in_one_stream() -> None:
     assert fed(*(stream[at : at + 1] for at in range(len(stream)))) == WIRES
 
 
+@untimed
 @given(
     st.lists(st.sampled_from([*WIRES, LARGE, HUGE]), min_size=1, max_size=12),
     st.lists(st.integers(1, 3000), max_size=20),
@@ -87,6 +88,7 @@ def test_any_chunks(packets: list[bytes], sizes: list[int]) -> None:
     assert fed(*chunks, stream) == packets
 
 
+@untimed
 @given(st.lists(st.sampled_from([*WIRES, LARGE]), max_size=8), st.data())
 def test_feeding_without_asking(packets: list[bytes], data: st.DataObject) -> None:
     """Nobody has to drain the framer between two feeds, nor altogether."""

@@ -19,7 +19,7 @@ from mqttd.core.properties import (
     scan_will_properties,
 )
 from mqttd.core.wire import varint
-from tests.core.vectors import props, unhex
+from tests.core.vectors import props, unhex, untimed
 
 WILL = 0
 PACKETS = tuple(range(16))
@@ -370,6 +370,7 @@ def pieces(draw: st.DrawFn) -> list[bytes]:
     return list(draw(st.permutations(parts)))
 
 
+@untimed
 @given(pieces(), st.binary(max_size=4))
 def test_scanner_and_table_agree(parts: list[bytes], payload: bytes) -> None:
     body = b"".join(parts)
@@ -425,6 +426,7 @@ identifiers = st.sampled_from([row[0] for row in TABLE])
 noise = st.lists(st.one_of(identifiers, st.sampled_from([0, 1, 2]), st.integers(0, 255)))
 
 
+@untimed
 @given(noise)
 @example([0x01, 0x00, 0x01])
 @example([0x0B, 0x01, 0x0B])
@@ -438,6 +440,7 @@ def test_any_bytes(body: list[int]) -> None:
         outcome(data, packet_type)
 
 
+@untimed
 @given(st.integers(0, spec.MAX_U32), st.integers(-1, spec.MAX_U32))
 def test_will_properties_round_trip(delay: int, expiry: int) -> None:
     raw = unhex("26 0001 61 0001 62 0101")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mqttd.core import spec, wire
 from mqttd.core.errors import ProtocolError
+from tests.core.vectors import untimed
 
 Reader = Callable[[bytes, int, int], tuple[object, int]]
 
@@ -117,12 +118,14 @@ def test_unusual_characters_are_allowed() -> None:
         assert wire.read_string(data, 0, len(data)) == (text, len(data))
 
 
+@untimed
 @given(st.integers(0, spec.MAX_VARINT))
 def test_varint_round_trip(value: int) -> None:
     data = wire.varint(value)
     assert wire.read_varint(data, 0, len(data)) == (value, len(data))
 
 
+@untimed
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=300))
 def test_string_round_trip(text: str) -> None:
     data = wire.string(text)
@@ -130,6 +133,7 @@ def test_string_round_trip(text: str) -> None:
     assert wire.skip_string(data, 0, len(data)) == len(data)
 
 
+@untimed
 @given(st.binary(max_size=300))
 def test_binary_round_trip(raw: bytes) -> None:
     data = wire.binary(raw)
@@ -137,6 +141,7 @@ def test_binary_round_trip(raw: bytes) -> None:
     assert wire.skip_binary(data, 0, len(data)) == len(data)
 
 
+@untimed
 @given(st.integers(0, spec.MAX_U32))
 def test_integers_round_trip(value: int) -> None:
     assert wire.read_u32(wire.u32(value), 0, 4) == (value, 4)

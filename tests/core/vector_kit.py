@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from hypothesis import settings
+
 from mqttd.core import spec
 from mqttd.core.packets import Record
 from mqttd.core.properties import Properties
@@ -9,6 +11,9 @@ from mqttd.core.properties import Properties
 V31, V311, V5 = (spec.MQTT31,), (spec.MQTT311,), (spec.MQTT5,)
 V3 = (spec.MQTT31, spec.MQTT311)
 ALL = (spec.MQTT31, spec.MQTT311, spec.MQTT5)
+
+# A property holds or it doesn't; how long that took says more about the machine.
+untimed = settings(deadline=None)
 
 
 @dataclass(frozen=True)

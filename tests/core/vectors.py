@@ -10,8 +10,8 @@ vector that is not `canonical` is legal, but not what we would send ourselves: i
 `from_client` vectors are read under the rules that bind clients alone.
 """
 
-from tests.core.vector_kit import Vector, props, unhex
+from tests.core.vector_kit import Vector, props, unhex, untimed
 from tests.core.vectors_bad import BAD
 from tests.core.vectors_good import GOOD
 
-__all__ = ["BAD", "GOOD", "Vector", "props", "unhex"]
+__all__ = ["BAD", "GOOD", "Vector", "props", "unhex", "untimed"]
