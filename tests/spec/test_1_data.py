@@ -311,7 +311,7 @@ def test_packets_may_arrive_byte_by_byte(version: int) -> None:
 
 @each_version
 def test_packets_may_arrive_glued_together(version: int) -> None:
-    # [MQTT-4.2-1] [MQTT-3.1.4-5]: a client need not wait for its CONNACK
+    # [MQTT-3.1.4-5]: a client need not wait for its CONNACK
     h = Harness()
     c = h.open(version=version)
     c.send_raw(

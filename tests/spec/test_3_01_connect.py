@@ -465,6 +465,28 @@ def test_anonymous_client_does_not_get_the_session_of_a_user(version: int) -> No
     assert alive(owner)
 
 
+@each_version
+def test_identity_from_the_transport_owns_the_session(version: int) -> None:
+    # [MQTT-3.1.4-2]: a certificate outweighs the User Name that the client claims
+    h = Harness()
+    owner = h.open(version=version, identity="ann")
+    owner.send_raw(raw.connect(b"c", version))
+    assert owner.expect(Connack).reason == 0
+    thief = h.open(version=version, identity="bob")
+    tail = raw.text(b"ann")
+    thief.send_raw(raw.connect(b"c", version, raw.CLEAN | raw.USERNAME, tail=tail))
+    raw.connect_refused(thief, (5,) if version < 5 else (0x87,))
+    assert alive(owner)
+
+
+@each_version
+def test_identity_from_the_transport_is_not_anonymous(version: int) -> None:
+    # [MQTT-3.1.4-5]
+    c = Harness(allow_anonymous=False).open(version=version, identity="ann")
+    c.send_raw(raw.connect(b"c", version))
+    assert c.expect(Connack).reason == 0
+
+
 # --- refused ---
 
 

@@ -211,7 +211,7 @@ def test_maximum_qos_is_absent_as_all_are_supported() -> None:
 @each_qos
 @each_version
 def test_every_qos_may_be_subscribed_to(version: int, qos: int) -> None:
-    # [MQTT-3.2.2-10] [MQTT-3.2.2-12]
+    # [MQTT-3.2.2-10]
     c = Harness().client("c", version=version)
     c.send(Subscribe(1, [F("t", qos)]))
     assert c.expect(Suback).reasons == [qos]

@@ -3,7 +3,16 @@
 import pytest
 
 from mqttd.core import spec
-from mqttd.core.packets import Puback, Pubcomp, Publish, Pubrec, Pubrel
+from mqttd.core.packets import (
+    Connack,
+    Connect,
+    Disconnect,
+    Puback,
+    Pubcomp,
+    Publish,
+    Pubrec,
+    Pubrel,
+)
 from mqttd.core.settings import NEVER
 from tests.harness import FakeClient, Harness
 from tests.spec import raw
@@ -339,3 +348,104 @@ def test_in_flight_message_is_resent_in_the_layout_of_the_new_connection() -> No
     c.drop()
     got = one(persistent(h, "c", 4))
     assert (got.payload, got.packet_id, got.dup) == (b"x", first.packet_id, True)
+
+
+# --- when the state is on disk ---
+
+
+def ask(h: Harness, extra: bytes = b"") -> FakeClient:
+    """A CONNECT for the session c, whose answer may have to wait."""
+    c = h.open()
+    c.send_raw(raw.connect(b"c", flags=0, properties=b"\x11\x00\x00\x00\x3c") + extra)
+    return c
+
+
+def unsaved(h: Harness) -> None:
+    """The session c with changes that are not durable yet."""
+    c = ask(h)
+    c.send_raw(raw.subscribe(5, b"t", options=1))
+    c.drop()
+
+
+def test_session_present_waits_until_the_session_is_durable() -> None:
+    # [MQTT-3.2.2-3] [MQTT-4.1.0-1]: what was promised survives a crash
+    h = Harness(durable=True)
+    unsaved(h)
+    c = ask(h)
+    c.expect_nothing()
+    h.commit()
+    assert c.expect(Connack).session_present
+
+
+def test_session_present_waits_even_for_an_empty_session() -> None:
+    # [MQTT-3.2.2-3] [MQTT-4.1.0-1]
+    h = Harness(durable=True)
+    ask(h).drop()
+    c = ask(h)
+    c.expect_nothing()
+    h.commit()
+    assert c.expect(Connack).session_present
+
+
+def test_packets_behind_a_waiting_connack_are_answered_after_it() -> None:
+    # [MQTT-3.2.0-1] [MQTT-3.1.4-5]
+    h = Harness(durable=True)
+    unsaved(h)
+    c = ask(h, raw.PINGREQ + raw.subscribe(5, b"u"))
+    c.expect_nothing()
+    h.commit()
+    assert [type(p).__name__ for p in c.recv()] == ["Connack", "Pingresp", "Suback"]
+
+
+def test_messages_for_a_waiting_connection_come_after_its_connack() -> None:
+    # [MQTT-3.2.0-1] [MQTT-4.5.0-1]
+    h = Harness(durable=True)
+    unsaved(h)
+    h.commit()
+    h.client("pub").publish("t", b"queued", qos=1)
+    c = ask(h)
+    h.client("pub2").publish("t", b"live", qos=1)
+    h.commit()
+    got = c.recv()
+    assert isinstance(got[0], Connack)
+    assert [p.payload for p in got if isinstance(p, Publish)] == [b"queued", b"live"]
+
+
+def test_waiting_connection_may_be_lost() -> None:
+    # [MQTT-4.1.0-1]
+    h = Harness(durable=True)
+    unsaved(h)
+    ask(h).drop()
+    h.commit()
+    c = ask(h)
+    h.commit()
+    assert c.expect(Connack).session_present
+    assert alive(c)
+
+
+def test_waiting_connection_may_be_taken_over() -> None:
+    # [MQTT-3.1.4-3] [MQTT-3.14.0-1]: no DISCONNECT where there was no CONNACK
+    h = Harness(durable=True)
+    unsaved(h)
+    first = ask(h)
+    second = ask(h)
+    h.commit()
+    got = first.recv()
+    assert first.closed
+    if any(isinstance(p, Disconnect) for p in got):
+        assert isinstance(got[0], Connack)
+    assert second.expect(Connack).session_present
+    assert alive(second)
+
+
+def test_clean_start_during_a_commit_forgets_what_it_should() -> None:
+    # [MQTT-3.1.2-4] [MQTT-3.2.2-2]
+    h = Harness(durable=True)
+    unsaved(h)
+    c = h.open()
+    c.send(Connect(client_id="c", properties=props(session_expiry_interval=60)))
+    h.commit()
+    assert not c.expect(Connack).session_present
+    h.client("pub").publish("t", b"x", qos=1)
+    h.commit()
+    assert messages(c) == []

@@ -346,6 +346,7 @@ def test_reauthentication_as_somebody_else_is_refused() -> None:
         (5, spec.BAD_USER_NAME_OR_PASSWORD, 0x86),
         (5, spec.NOT_AUTHORIZED, 0x87),
         (5, spec.BANNED, 0x8A),
+        (5, spec.CLIENT_IDENTIFIER_NOT_VALID, 0x85),
         (4, spec.CLIENT_IDENTIFIER_NOT_VALID, 2),
         (4, spec.SERVER_UNAVAILABLE, 3),
         (4, spec.BAD_USER_NAME_OR_PASSWORD, 4),
@@ -356,7 +357,7 @@ def test_reauthentication_as_somebody_else_is_refused() -> None:
     ],
 )
 def test_refusal_of_a_decider_is_told(version: int, code: int, sent: int) -> None:
-    # [MQTT-3.1.4-2] [MQTT-3.2.2-8]; MQTT 3.1.1, 3.2.2.3
+    # [MQTT-3.1.4-2] [MQTT-3.1.3-8] [MQTT-3.2.2-8]; MQTT 3.1.1, 3.2.2.3
     h = Harness()
     h.broker.hooks.authenticate = lambda connection, connect: Verdict(False, code)
     c = h.open(version=version)

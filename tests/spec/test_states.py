@@ -7,6 +7,7 @@ still add up. The failing pair is printed by hypothesis in terms of packets.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,6 +42,30 @@ from tests.spec.kit import props
 from tests.spec.kit import settings as broker_settings
 
 CANARY = "the canary's own topic"
+
+
+class Stage(Harness):
+    """Remembers everyone who ever connected; a durable one commits at once, or holds."""
+
+    def __init__(self, durable: bool) -> None:
+        super().__init__(broker_settings(max_packet_size=2000, max_queued_messages=5), durable)
+        self.hold = False
+        self.everyone: list[FakeClient] = []
+
+    def open(self, *args: Any, **options: Any) -> FakeClient:
+        made = super().open(*args, **options)
+        self.everyone.append(made)
+        return made
+
+    def flush(self) -> None:
+        super().flush()
+        while not self.hold:
+            batch = self.broker.take_batch()
+            if batch is None:
+                return
+            self.broker.committed(batch.seq, self.now)
+            super().flush()
+
 
 # --- states: how a connection got to where the packet meets it ---
 
@@ -169,6 +194,22 @@ def with_aliases(h: Harness) -> FakeClient:
     return c
 
 
+def waiting_for_the_disk(h: Harness) -> FakeClient:
+    """On a durable broker: CONNECT is accepted, its CONNACK not yet sent."""
+    assert isinstance(h, Stage)
+    h.hold = h.durable
+    connect = Connect(
+        client_id="c", clean_start=False, properties=props(session_expiry_interval=60)
+    )
+    c = h.open()
+    c.send(connect)
+    c.send_raw(raw.subscribe(5, b"a", options=1))
+    c.drop()
+    c = h.open()
+    c.send(connect)
+    return c
+
+
 def suspended(h: Harness) -> FakeClient:
     h.broker.hooks.authenticate = lambda connection, connect: None
     c = h.open()
@@ -221,6 +262,7 @@ STATES: list[Callable[[Harness], FakeClient]] = [
     said_goodbye,
     tiny,
     with_aliases,
+    waiting_for_the_disk,
     suspended,
     challenged,
     reauthenticating,
@@ -364,6 +406,56 @@ def mutations(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     return apply
 
 
+# --- events: what happens around the connection meanwhile ---
+
+
+def nothing(h: Harness, c: FakeClient) -> None:
+    pass
+
+
+def somebody_takes_over(h: Harness, c: FakeClient) -> None:
+    newcomer = h.open()
+    session = props(session_expiry_interval=60)
+    newcomer.send(Connect(client_id="c", clean_start=False, properties=session))
+
+
+def somebody_starts_clean(h: Harness, c: FakeClient) -> None:
+    h.open(version=4).send_raw(raw.connect(b"c", 4))
+
+
+def somebody_publishes(h: Harness, c: FakeClient) -> None:
+    pub = h.client("another publisher")
+    for qos in (0, 1, 2):
+        pub.publish("a", b"y", qos=qos)
+
+
+def time_passes(h: Harness, c: FakeClient) -> None:
+    h.advance(8)
+
+
+def the_network_breaks(h: Harness, c: FakeClient) -> None:
+    c.closed = True
+    c.drop()
+
+
+def the_reader_stalls(h: Harness, c: FakeClient) -> None:
+    if not c.closed:
+        c.pause()
+        somebody_publishes(h, c)
+        c.resume()
+
+
+EVENTS: list[Callable[[Harness, FakeClient], None]] = [
+    nothing,
+    nothing,
+    somebody_takes_over,
+    somebody_starts_clean,
+    somebody_publishes,
+    time_passes,
+    the_network_breaks,
+    the_reader_stalls,
+]
+
 # --- the property ---
 
 
@@ -383,6 +475,26 @@ def framed(data: bytes) -> bool:
     return False
 
 
+def check_opening(c: FakeClient) -> None:
+    """CONNACK comes first, once, and only AUTH before it."""
+    kinds: list[int] = []
+    place = 0
+    while place < len(c.raw):
+        kinds.append(c.raw[place] >> 4)
+        length = shift = 0
+        while True:
+            place += 1
+            length |= (c.raw[place] & 0x7F) << shift
+            shift += 7
+            if c.raw[place] < 0x80:
+                break
+        place += 1 + length
+    while kinds and kinds[0] == spec.AUTH:
+        kinds.pop(0)
+    assert not kinds or kinds[0] == spec.CONNACK
+    assert kinds.count(spec.CONNACK) <= 1
+
+
 def check_silence_after_goodbye(c: FakeClient) -> None:
     got = c.recv()
     for place, packet in enumerate(got):
@@ -391,26 +503,38 @@ def check_silence_after_goodbye(c: FakeClient) -> None:
             assert place == len(got) - 1
 
 
-@given(st.sampled_from(STATES), st.lists(st.tuples(packets, mutations()), min_size=1, max_size=3))
+@given(
+    st.sampled_from(STATES),
+    st.lists(st.tuples(packets, mutations()), min_size=1, max_size=3),
+    st.booleans(),
+    st.sampled_from(EVENTS),
+)
 @settings(max_examples=400, deadline=None)
 def test_any_packet_in_any_state(
     state: Callable[[Harness], FakeClient],
     sequence: list[tuple[Record, Callable[[bytes], bytes]]],
+    durable: bool,
+    event: Callable[[Harness, FakeClient], None],
 ) -> None:
-    # [MQTT-4.13.1-1] [MQTT-4.13.2-1] [MQTT-3.14.4-1]
-    h = Harness(broker_settings(max_packet_size=2000, max_queued_messages=5))
+    # [MQTT-4.13.1-1] [MQTT-4.13.2-1] [MQTT-3.14.4-1] [MQTT-3.14.0-1] [MQTT-3.2.0-1] [MQTT-3.2.0-2]
+    h = Stage(durable)
     canary = h.client("the canary", version=5, keep_alive=0)
     canary.subscribe(CANARY, qos=1)
     c = state(h)
     was_waiting = c.connection.suspended or state in (fresh, fresh_v4, half_a_connect, challenged)
     whole = True
-    for packet, spoil in sequence:
+    h.hold = durable
+    for place, (packet, spoil) in enumerate(sequence):
+        if place == len(sequence) // 2:
+            event(h, c)
         data = spoil(encode_packet(packet, 5 if isinstance(packet, Auth) else c.version))
         whole = whole and framed(data)
         if not c.closed:
             c.connection.receive_data(data, h.now)
             c.version = c.connection.version
             h.flush()
+    h.hold = False
+    h.flush()
     check_silence_after_goodbye(c)
     if c.connection.suspended:
         if state is suspended:
@@ -430,4 +554,6 @@ def test_any_packet_in_any_state(
     assert counters.bugs == 0
     queued, inflight = h.broker.balance()
     done = counters.delivered + sum(counters.dropped.values())
+    for client in h.everyone:
+        check_opening(client)
     assert counters.matched == done + queued + inflight
