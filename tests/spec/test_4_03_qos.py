@@ -192,6 +192,19 @@ def test_clean_start_forgets_received_qos_2_identifiers(version: int) -> None:
     assert payloads(sub) == [b"1", b"2"]
 
 
+def test_identifier_of_a_refused_qos_2_publish_means_a_new_message() -> None:
+    # [MQTT-4.3.3-9] [MQTT-3.5.2-1]
+    h = Harness()
+    sub = h.client("sub")
+    sub.subscribe("t", qos=2)
+    pub = manual(h.client("pub"))
+    send_publish(pub, "$SYS/mine", b"refused", qos=2, packet_id=5)
+    rec = pub.expect(Pubrec)
+    assert (rec.packet_id, rec.reason) == (5, spec.NOT_AUTHORIZED)
+    assert publish(pub, "t", b"m", qos=2, packet_id=5) == 0
+    assert payloads(sub) == [b"m"]
+
+
 def test_expired_qos_2_message_still_completes() -> None:
     # [MQTT-4.3.3-13]
     h = Harness()
@@ -402,14 +415,13 @@ def test_acknowledgement_waits_for_the_commit_of_a_retained_message() -> None:
     pub.expect(Puback)
 
 
-def test_acknowledgement_leaves_at_once_when_nothing_durable_is_at_stake() -> None:
-    # [MQTT-4.3.2-4]
+@pytest.mark.parametrize("qos", [1, 2])
+def test_acknowledgement_leaves_at_once_when_nothing_durable_is_at_stake(qos: int) -> None:
+    # [MQTT-4.3.2-4] [MQTT-4.3.3-8]
     h = Harness(durable=True)
     sub = h.client("sub")
-    sub.subscribe("t", qos=1)
-    pub = manual(h.client("pub"))
-    send_publish(pub, "t", b"m", qos=1, packet_id=3)
-    pub.expect(Puback)
+    sub.subscribe("t", qos=qos)
+    assert publish(h.client("pub"), "t", b"m", qos=qos) == 0
     assert payloads(sub) == [b"m"]
 
 
