@@ -13,6 +13,7 @@ are imported when a command needs them.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -237,8 +238,10 @@ def _flood(options: argparse.Namespace) -> int:
         async def run() -> Flood:
             flood = Flood(settings, view.update)
             loop = asyncio.get_running_loop()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, flood.interrupt)
+            # Not everywhere: a thread that isn't the main one has no signals.
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    loop.add_signal_handler(number, flood.interrupt)
             await flood.run()
             return flood
 

@@ -24,7 +24,7 @@ from device_sim.client import Client
 from device_sim.histogram import Histogram
 from device_sim.ledger import Ledger, Sender, Watcher
 from device_sim.link import ConnectionEnded, Link, Switchboard
-from device_sim.payload import Header
+from device_sim.payload import Header, padding
 from device_sim.plan import FILTERS_A_PACKET, Plan, Settings, UsageError
 from device_sim.publisher import Publisher, template
 from device_sim.schedule import Schedule
@@ -100,6 +100,8 @@ class Flood:
         self.held_back = 0
         self.written_off = 0
         self._tls = tls_context(settings)
+        self._filler = padding(self.run_id, settings.size)
+        self._properties = settings.publish_properties()
         self._on_sample = on_sample
         self._subscribers: list[Link] = []
         self._publishers: list[Link] = []
@@ -263,16 +265,17 @@ class Flood:
             raise ConnectionEnded(
                 f"{client.client_id}: the broker's Maximum QoS is {client.maximum_qos}"
             )
-        properties = settings.publish_properties()
         templates = []
         for stream in range(settings.streams):
             header = Header(self.run_id, index, stream, sender.qos, 0, 0, 0)
             topic = self.plan.topic(index, stream)
-            made = template(header, topic, settings.size, settings.version, properties)
-            if 0 < client.maximum_packet_size < len(made.frame):
+            made = template(
+                header, topic, settings.size, settings.version, self._properties, self._filler
+            )
+            if 0 < client.maximum_packet_size < made.size:
                 raise ConnectionEnded(
                     f"{client.client_id}: the broker's Maximum Packet Size is "
-                    f"{client.maximum_packet_size}, a message has {len(made.frame)} bytes"
+                    f"{client.maximum_packet_size}, a message has {made.size} bytes"
                 )
             templates.append(made)
         window = min(settings.window, client.receive_maximum)

@@ -294,6 +294,7 @@ class Ledger:
                 verdict.add(outcome)
                 verdict.stray(NEVER_SENT, never_sent)
         for sender in self.senders:
-            verdict.total(sender.qos).unacknowledged += sender.unacknowledged
+            if sender.unacknowledged:
+                verdict.total(sender.qos).unacknowledged += sender.unacknowledged
         verdict.rank()
         return verdict

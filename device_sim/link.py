@@ -138,7 +138,7 @@ class Link(asyncio.Protocol):
             self.last_write_ns = now_ns
             transport.write(client.data_to_send())
             publisher = self.publisher
-            if publisher is not None and publisher.free_running() and not publisher.blocked:
+            if publisher is not None and publisher.more and not publisher.blocked:
                 self.switchboard.mark_ready(publisher)
 
     async def event(self) -> Record:

@@ -104,13 +104,16 @@ class Template:
     """One stream's PUBLISH frame, encoded once; each message is the frame with a few bytes patched.
 
     `payload_at` is where the payload starts in the frame, `id_at` where its packet identifier does
-    (0 at QoS 0, which has none).
+    (0 at QoS 0, which has none). `shared` is the end of the payload when it isn't part of `frame`:
+    long padding is the same for all templates and is kept once.
     """
 
-    def __init__(self, frame: bytes, payload_at: int, id_at: int) -> None:
+    def __init__(self, frame: bytes, payload_at: int, id_at: int, shared: bytes = b"") -> None:
         self.frame: bytearray = bytearray(frame)
         self.payload_at: int = payload_at
         self.id_at: int = id_at
+        self.shared: bytes = shared
+        self.size: int = len(frame) + len(shared)
         self._covered: memoryview = memoryview(self.frame)[payload_at + 4 :]
 
     def write(
@@ -123,5 +126,10 @@ class Template:
             frame[self.id_at] = packet_id >> 8
             frame[self.id_at + 1] = packet_id & 0xFF
         _MOVING.pack_into(frame, at + _MOVING_AT, sequence, intended_ns, lag_us)
-        _CRC.pack_into(frame, at, zlib.crc32(self._covered))
+        crc = zlib.crc32(self._covered)
+        if self.shared:
+            crc = zlib.crc32(self.shared, crc)
+        _CRC.pack_into(frame, at, crc)
         out += frame
+        if self.shared:
+            out += self.shared

@@ -21,19 +21,24 @@ from typing import Final
 
 from device_sim.client import CONNECTED, Client
 from device_sim.ledger import Sender
-from device_sim.payload import MAX_LAG_US, Header, Template, encode
+from device_sim.payload import HEADER_SIZE, MAX_LAG_US, Header, Template, encode
 from mqttd.core import spec
 from mqttd.core.encode import encode_publish
 from mqttd.core.packets import Publish
 
-FREE_RUN: Final = 64
-"""Messages written at a time when nothing but the socket holds a publisher back."""
+BATCH_BYTES: Final = 262_144
+"""About as much as one publisher writes at a time, so that large payloads don't pile up."""
+SHARED_ABOVE: Final = 2048
+"""Payloads longer than this share their padding among all templates."""
 
 
-def template(header: Header, topic: str, size: int, version: int, properties: bytes) -> Template:
-    """The frame that all messages of a stream are patched from."""
-    packet_id = 1 if header.qos else 0
-    publish = Publish(topic, encode(header, size), header.qos, packet_id=packet_id)
+def template(
+    header: Header, topic: str, size: int, version: int, properties: bytes, filler: bytes
+) -> Template:
+    """The frame that all messages of a stream are patched from; `filler` is their padding."""
+    publish = Publish(topic, encode(header, size), header.qos)
+    if header.qos:
+        publish.packet_id = 1
     if version == spec.MQTT5:
         publish.properties = properties
     frame = encode_publish(publish, version)
@@ -41,7 +46,10 @@ def template(header: Header, topic: str, size: int, version: int, properties: by
     while frame[topic_at - 1] & 0x80:
         topic_at += 1
     id_at = topic_at + 2 + len(topic.encode()) if header.qos else 0
-    return Template(frame, len(frame) - size, id_at)
+    payload_at = len(frame) - size
+    if size > SHARED_ABOVE:
+        return Template(frame[: payload_at + HEADER_SIZE], payload_at, id_at, filler)
+    return Template(frame, payload_at, id_at)
 
 
 class Publisher:
@@ -60,6 +68,8 @@ class Publisher:
         self.step_ns = 0.0
         self.limit = 0
         self.blocked = False
+        self.more = False
+        self.batch = max(1, BATCH_BYTES // templates[0].size)
         self.written_off = 0
         self._seen = -1
 
@@ -71,10 +81,6 @@ class Publisher:
         open_deliveries = sender.sent * self.fan - sender.arrived - self.written_off
         return max(0, -(-open_deliveries // self.fan))
 
-    def free_running(self) -> bool:
-        """Nothing but the socket holds it back."""
-        return not self.paced and self.fan == 0 and self.sender.qos == 0
-
     def allowance(self) -> int:
         """How many messages may be sent now."""
         sender = self.sender
@@ -84,17 +90,21 @@ class Publisher:
         allowed = self.limit - sender.sent
         if sender.qos:
             allowed = min(allowed, self.window - client.in_flight())
-        if self.free_running():
-            return min(allowed, FREE_RUN)
         if not self.paced and self.fan:
             allowed = min(allowed, self.window - self.outstanding())
         return allowed
 
     def pump(self, now_ns: int) -> int:
-        """Write as many messages as may be sent now; how many it were."""
-        count = self.allowance()
-        if count <= 0:
+        """Write as many messages as may be sent now; how many it were.
+
+        `more` is left set when there is a reason to come back at once.
+        """
+        allowed = self.allowance()
+        if allowed <= 0:
+            self.more = False
             return 0
+        count = min(allowed, self.batch)
+        self.more = count < allowed
         sender = self.sender
         client = self.client
         out = client.out

@@ -1,0 +1,205 @@
+"""A broker that lies on command, to verify the verdict: it knows just enough MQTT for a flood.
+
+It runs on a loop and a thread of its own, so that a test can call the command line like a user.
+Which lie meets which message is decided by `Lies`: numbers of messages within each topic, counted
+from 0 in the order in which they are published.
+"""
+
+import asyncio
+import threading
+from types import TracebackType
+
+from mqttd.core import spec
+from mqttd.core.decode import decode_packet
+from mqttd.core.encode import encode_packet
+from mqttd.core.framer import Framer
+from mqttd.core.packets import (
+    Connack,
+    Connect,
+    Disconnect,
+    Pingreq,
+    Pingresp,
+    Puback,
+    Pubcomp,
+    Publish,
+    Pubrec,
+    Pubrel,
+    Record,
+    Suback,
+    Subscribe,
+)
+from mqttd.core.topics import matches
+
+
+class Lies:
+    """What to do wrong, by message number within a topic; honest by default."""
+
+    def __init__(self) -> None:
+        self.drop: set[int] = set()
+        self.double: set[int] = set()
+        self.double_with_dup: set[int] = set()
+        self.swap_with_next: set[int] = set()
+        self.corrupt: set[int] = set()
+        self.retain: set[int] = set()
+        self.stray: set[int] = set()
+        self.ignore: set[int] = set()
+        self.refuse: set[int] = set()
+        self.hang_up: set[int] = set()
+        self.hang_up_on_reader: set[int] = set()
+        self.disconnect: set[int] = set()
+        self.acknowledge_twice: set[int] = set()
+        self.connack = 0
+        self.suback = -1
+        self.silent = False
+
+
+class _Peer:
+    """One client's connection."""
+
+    def __init__(self, liar: "Liar", writer: asyncio.StreamWriter) -> None:
+        self.liar = liar
+        self.writer = writer
+        self.version = spec.MQTT311
+        self.filters: list[tuple[str, int]] = []
+        self.next_id = 0
+
+    def send(self, packet: Record) -> None:
+        self.writer.write(encode_packet(packet, self.version))
+
+    def deliver(self, message: Publish, dup: bool = False) -> None:
+        for topic_filter, qos in self.filters:
+            if matches(topic_filter, message.topic):
+                copy = Publish(message.topic, message.payload, min(qos, message.qos))
+                copy.retain = message.retain
+                if copy.qos:
+                    self.next_id = self.next_id % 65535 + 1
+                    copy.packet_id = self.next_id
+                    copy.dup = dup
+                self.send(copy)
+
+    def handle(self, packet: Record) -> None:
+        if isinstance(packet, Connect):
+            self.version = packet.version
+            if not self.liar.lies.silent:
+                self.send(Connack(False, self.liar.lies.connack))
+        elif isinstance(packet, Subscribe):
+            granted = self.liar.lies.suback
+            for each in packet.filters:
+                self.filters.append((each.topic_filter, each.qos if granted < 0 else granted))
+            codes = [each.qos if granted < 0 else granted for each in packet.filters]
+            self.send(Suback(packet.packet_id, codes))
+        elif isinstance(packet, Publish):
+            self.liar.published(self, packet)
+        elif isinstance(packet, Pubrel):
+            self.send(Pubcomp(packet.packet_id))
+        elif isinstance(packet, Pubrec):
+            self.send(Pubrel(packet.packet_id))
+        elif isinstance(packet, Pingreq):
+            self.send(Pingresp())
+
+
+class Liar:
+    """`with Liar(lies) as port:`"""
+
+    def __init__(self, lies: Lies) -> None:
+        self.lies = lies
+        self.peers: list[_Peer] = []
+        self.counts: dict[str, int] = {}
+        self.held: dict[str, Publish] = {}
+        self._loop = asyncio.new_event_loop()
+        self._server: asyncio.Server | None = None
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> int:
+        self._thread.start()
+        return asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    async def _listen(self) -> int:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def _close(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for peer in self.peers:
+            peer.writer.transport.abort()
+        current = asyncio.current_task()
+        tasks = [task for task in asyncio.all_tasks() if task is not current]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = _Peer(self, writer)
+        self.peers.append(peer)
+        framer = Framer(1 << 20)
+        try:
+            while data := await reader.read(65536):
+                framer.feed(data)
+                while framer.next():
+                    peer.handle(
+                        decode_packet(
+                            framer.first, framer.data, framer.pos, framer.end, peer.version, True
+                        )
+                    )
+        except ConnectionError:
+            pass
+        finally:
+            self.peers.remove(peer)
+            writer.close()
+
+    def published(self, peer: _Peer, message: Publish) -> None:
+        lies = self.lies
+        number = self.counts.get(message.topic, 0)
+        self.counts[message.topic] = number + 1
+        if number in lies.hang_up:
+            peer.writer.transport.abort()
+            return
+        if number in lies.disconnect:
+            peer.send(Disconnect(spec.QUOTA_EXCEEDED))
+            return
+        refused = number in lies.refuse
+        if number not in lies.ignore:
+            reason = spec.QUOTA_EXCEEDED if refused else 0
+            for _ in range(2 if number in lies.acknowledge_twice else 1):
+                if message.qos == 1:
+                    peer.send(Puback(message.packet_id, reason))
+                elif message.qos == 2:
+                    peer.send(Pubrec(message.packet_id, reason))
+        if not refused:
+            self.route(message, number)
+
+    def route(self, message: Publish, number: int) -> None:
+        lies = self.lies
+        if number in lies.swap_with_next:
+            self.held[message.topic] = message
+            return
+        held = self.held.pop(message.topic, None)
+        if number in lies.corrupt:
+            damaged = bytearray(message.payload)
+            damaged[20] ^= 0x40
+            message.payload = bytes(damaged)
+        message.retain = number in lies.retain
+        for peer in self.peers[:]:
+            if number in lies.hang_up_on_reader and peer.filters:
+                peer.writer.transport.abort()
+                continue
+            if number not in lies.drop:
+                peer.deliver(message)
+            if number in lies.double:
+                peer.deliver(message)
+            if number in lies.double_with_dup:
+                peer.deliver(message, dup=True)
+            if number in lies.stray:
+                peer.deliver(Publish(message.topic + "x", message.payload, message.qos))
+            if held is not None:
+                peer.deliver(held)
