@@ -36,6 +36,9 @@ from mqttd.net.tls import IdentityError, Tls, identity_of
 # How long a peer may take to read the last bytes and to close.
 CLOSE_TIMEOUT: Final = 5.0
 
+# With TLS "nothing buffered" would count as full on both loops, and session tickets wait there.
+_TLS_BUFFER: Final = 16384
+
 _OPEN: Final = 0
 _CLOSING: Final = 1  # the deadline runs; there may be bytes left
 _CLOSED: Final = 2  # the transport was told
@@ -75,11 +78,9 @@ class StreamProtocol(asyncio.Protocol):
         gate = self.gate
         peer = self.peer or peer_of(self.transport, gate.where)
         identity: str | None = None
-        if gate.tls is None:
-            self.transport.set_write_buffer_limits(high=0)
-        else:
-            # Both loops' TLS compares with ">=": nothing buffered would count as full.
-            self.transport.set_write_buffer_limits(high=1, low=0)
+        high = 0
+        if gate.tls is not None:
+            high = _TLS_BUFFER
             tls_object: ssl.SSLObject = transport.get_extra_info("ssl_object")
             try:
                 identity = identity_of(tls_object, gate.tls.username_from)
@@ -88,6 +89,7 @@ class StreamProtocol(asyncio.Protocol):
                 self.transport.abort()
                 return
         self.conn = self.flow.open(self, gate.info, peer, identity)
+        self.transport.set_write_buffer_limits(high=high, low=0)
 
     def data_received(self, data: bytes) -> None:
         conn = self.conn
