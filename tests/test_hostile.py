@@ -5,7 +5,9 @@ exchanges and memory are in test_hostile_state.
 """
 
 import random
+import re
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -13,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mqttd.core import spec
-from mqttd.core.packets import Connack, Disconnect, Filter, Pingresp, Publish, Suback, Subscribe
+from mqttd.core.packets import Connack, Disconnect, Filter, Suback, Subscribe
 from tests.harness import FakeClient, Harness
 from tests.hostile_kit import Witness, attacker, growth
 from tests.spec import raw
@@ -700,16 +702,17 @@ def test_subscription_to_many_filters_in_one_packet(version: int) -> None:
     assert set(ack.reasons[100:]) == {spec.QUOTA_EXCEEDED if version == 5 else 0x80}
 
 
-def test_pingreq_is_answered_between_fragments() -> None:
-    """Glued and split input: a PINGREQ behind half a packet is answered once the rest came."""
-    h = Harness()
-    sub = h.client("sub")
-    sub.subscribe("t")
-    c = attacker(h)
-    whole = raw.publish(5, b"t", b"m") + b"\xc0\x00"
-    c.send_raw(whole[:4])
-    assert c.recv() == []
-    c.send_raw(whole[4:] + whole)
-    assert [type(p) for p in c.recv()] == [Pingresp, Pingresp]
-    got: list[Publish] = messages(sub)
-    assert [m.payload for m in got] == [b"m", b"m"]
+def defined(path: Path) -> set[str]:
+    return set(re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE))
+
+
+def test_the_table_of_reports_and_the_tests_agree() -> None:
+    here = Path(__file__).parent
+    table = (here.parent / "docs" / "hostile.md").read_text()
+    named = set(re.findall(r"`([\w/]+\.py)::(test_\w+)`", table))
+    assert named
+    for file, name in named:
+        assert name in defined(here / file), f"{file}::{name}"
+    for file in ("test_hostile.py", "test_hostile_state.py"):
+        missing = {name for name in defined(here / file) if (file, name) not in named}
+        assert missing <= {"test_the_table_of_reports_and_the_tests_agree"}
