@@ -283,7 +283,7 @@ def test_mqtt5_is_held_against_our_own_cost_and_refusals_are_shown() -> None:
 def test_usage_errors_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert macro.main(["--cases", "nothing"]) == 2
     assert macro.main(["--peers", "nobody"]) == 2
-    assert macro.main(["--peer", "x=1"]) == 2
+    assert macro.main(["--peers", "", "--peer", "x=1"]) == 2
     assert "no peer is called 'nobody'" in capsys.readouterr().err
 
 
