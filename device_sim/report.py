@@ -26,6 +26,8 @@ USAGE: Final = 2
 BROKEN_OFF: Final = 3
 BUSY: Final = 0.9
 """A generator that used this share of a core was, or nearly was, the limit itself."""
+LATE_US: Final = 20_000
+"""So was one whose pacing came this late, once in a hundred ticks or more often."""
 
 PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9, 99.99)
 
@@ -87,7 +89,8 @@ def document(
             "held_back": flood.held_back,
             "written_off": flood.written_off,
             "generator_cpu": cpu,
-            "generator_bound": cpu >= BUSY,
+            "generator_bound": cpu >= BUSY or flood.pacing_lag.percentile(99) >= LATE_US,
+            "pacing_lag_us": _latency(flood.pacing_lag) if settings.paced else None,
         },
         "latency_us": {
             "resolution": histogram_module.RESOLUTION,
@@ -246,9 +249,12 @@ def remarks(report: Document) -> list[str]:
     ]
     asked = throughput["asked_per_s"]
     if asked is not None:
-        found.append(f"asked for {asked:,.0f}/s")
+        late = duration(throughput["pacing_lag_us"]["p99"])
+        found.append(f"asked for {asked:,.0f}/s; pacing was at most {late} late 99 % of the time")
     if throughput["generator_bound"]:
-        found.append("generator-bound: the broker could take more than this process can send")
+        found.append(
+            "generator-bound: this process was too busy, or the machine too full, to keep up"
+        )
     if throughput["held_back"]:
         found.append(
             f"{throughput['held_back']:,} messages were due but not sent: window or socket was full"
