@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from mqttd.app import App
 from mqttd.config import parse_config
@@ -47,7 +47,7 @@ class Wire:
     ) -> "Wire":
         return cls(*await asyncio.open_connection(host, port, ssl=tls, **more))
 
-    async def __aenter__(self) -> "Wire":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
