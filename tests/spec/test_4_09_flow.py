@@ -7,6 +7,7 @@ import pytest
 
 from mqttd.core import spec
 from mqttd.core.packets import (
+    Connect,
     Filter,
     Pingreq,
     Pingresp,
@@ -17,6 +18,7 @@ from mqttd.core.packets import (
     Pubrel,
     Suback,
     Subscribe,
+    Unsubscribe,
 )
 from tests.harness import FakeClient, Harness
 from tests.spec.kit import (
@@ -95,6 +97,23 @@ def test_qos_1_counts_until_its_puback_is_sent() -> None:
     assert not c.closed
     send_publish(c, "t", qos=1, packet_id=4)
     refused(c, (spec.RECEIVE_MAXIMUM_EXCEEDED,))
+
+
+def test_receive_maximum_counts_the_publishes_of_this_connection_only() -> None:
+    # [MQTT-4.9.0-1] [MQTT-3.3.4-7]
+    h = Harness(settings(receive_maximum=3))
+    c = by_hand(h, "c")
+    for n in (1, 2, 3):
+        send_publish(c, "t", qos=2, packet_id=n)
+    c.drop()
+    c = by_hand(h, "c")
+    for n in (4, 5, 6):
+        send_publish(c, "t", qos=2, packet_id=n)
+    assert [p.packet_id for p in c.recv() if isinstance(p, Pubrec)] == [4, 5, 6]
+    for n in (1, 2, 3):
+        c.send(Pubrel(n))
+    assert [p.reason for p in c.recv() if isinstance(p, Pubcomp)] == [0, 0, 0]
+    assert alive(c)
 
 
 def test_qos_0_is_no_part_of_the_receive_maximum() -> None:
@@ -377,6 +396,26 @@ def test_suback_that_cannot_fit_never_goes_out_too_large() -> None:
     c = h.client("c", properties=props(maximum_packet_size=50))
     c.send(Subscribe(1, [Filter(f"t/{n}", 0, False, False, 0) for n in range(200)]))
     assert all(size_of(p) <= 50 for p in c.recv())
+
+
+def test_unsuback_that_cannot_fit_never_goes_out_too_large() -> None:
+    # [MQTT-3.1.2-24]
+    h = Harness()
+    c = h.client("c", properties=props(maximum_packet_size=50))
+    c.send(Unsubscribe(1, [f"t/{n}" for n in range(200)]))
+    assert all(size_of(p) <= 50 for p in c.recv())
+
+
+@pytest.mark.parametrize("limit", range(1, 40))
+def test_nothing_larger_than_the_smallest_limits_is_sent(limit: int) -> None:
+    # [MQTT-3.1.2-24] [MQTT-3.2.2-19] [MQTT-3.2.2-20]
+    h = Harness()
+    c = h.open()
+    wanted = props(maximum_packet_size=limit)
+    c.send(Connect("MQTT", 5, True, 0, "", None, None, None, wanted))
+    if not c.closed:
+        c.send(Subscribe(1, [Filter("a/#/b", 0, False, False, 0)]))
+    assert all(size_of(p) <= limit for p in c.recv())
 
 
 def test_broker_announces_its_maximum_packet_size() -> None:

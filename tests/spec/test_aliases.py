@@ -360,3 +360,42 @@ def test_aliased_packet_counts_its_real_size() -> None:
     assert all(size_of(m) <= limit for _, m in resolved(sub, table))
     assert alive(sub)
     assert payloads(sub) == []
+
+
+def test_alias_is_learned_from_a_message_that_is_refused() -> None:
+    # [MQTT-3.3.2-12]
+    h = Harness()
+    pub = manual(h.client("pub"))
+    send_publish(pub, "$SYS/mine", alias=1)
+    assert alive(pub)
+    send_publish(pub, "", alias=1)
+    assert alive(pub)
+
+
+def test_alias_is_learned_from_a_repeated_qos_2_publish() -> None:
+    # [MQTT-3.3.2-12] [MQTT-4.3.3-10]
+    h = Harness()
+    sub = listener(h)
+    pub = by_hand(h, "pub")
+    send_publish(pub, "t", b"1", qos=2, packet_id=1, alias=1)
+    pub.drop()
+    pub = by_hand(h, "pub")
+    send_publish(pub, "t", b"1", qos=2, packet_id=1, alias=1, dup=True)
+    send_publish(pub, "", b"2", qos=2, packet_id=2, alias=1)
+    assert [(m.topic, m.payload) for m in messages(sub)] == [("t", b"1"), ("t", b"2")]
+
+
+@each_qos
+def test_message_that_fits_without_an_alias_is_not_lost_to_one(qos: int) -> None:
+    # [MQTT-3.1.2-24] [MQTT-3.1.2-26]
+    h = Harness()
+    limit = size_of(Publish("hot/topic", b"x" * 40, qos, False, False, 1 if qos else 0, b""))
+    limits = props(topic_alias_maximum=5, maximum_packet_size=limit)
+    sub = h.client("sub", properties=limits)
+    sub.subscribe("#", qos=qos)
+    pub = h.client("pub")
+    for _ in range(20):
+        publish(pub, "hot/topic", b"x" * 40, qos=qos)
+    got = resolved(sub, {})
+    assert [topic for topic, _ in got] == ["hot/topic"] * 20
+    assert all(size_of(m) <= limit for _, m in got)

@@ -5,6 +5,7 @@ import pytest
 from mqttd.core.packets import Puback, Pubrec, Pubrel, Will
 from tests.harness import Harness
 from tests.spec.kit import (
+    dropped,
     each_qos,
     manual,
     messages,
@@ -14,6 +15,7 @@ from tests.spec.kit import (
     props,
     publish,
     send_publish,
+    settings,
 )
 
 
@@ -244,3 +246,19 @@ def test_puback_is_given_for_a_message_that_expires_at_once(packet_id: int) -> N
     pub = manual(h.client("pub"))
     send_publish(pub, "t", qos=1, packet_id=packet_id, expiry=0)
     assert pub.expect(Puback).packet_id == packet_id
+
+
+@pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest"])
+def test_expired_messages_do_not_crowd_out_a_live_one(overflow: str) -> None:
+    # [MQTT-3.3.2-5]
+    h = Harness(settings(max_queued_messages=3, queue_overflow=overflow))
+    sub = persistent(h, "sub")
+    sub.subscribe("t", qos=1)
+    sub.drop()
+    pub = h.client("pub")
+    for _ in range(3):
+        publish(pub, "t", b"short", qos=1, expiry=10)
+    h.advance(20)
+    publish(pub, "t", b"live", qos=1)
+    assert payloads(persistent(h, "sub")) == [b"live"]
+    assert dropped(h) == 3

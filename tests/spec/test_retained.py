@@ -466,3 +466,46 @@ def test_retained_topic_goes_to_every_new_subscriber(version: int) -> None:
         c = h.client(f"c{n}", version=version)
         c.subscribe("t")
         assert payloads(c) == [b"t"]
+
+
+def test_subscribing_again_during_a_replay_loses_nothing() -> None:
+    # [MQTT-3.8.4-4] [MQTT-3.3.1-9]
+    h = Harness()
+    topics = [f"t/{n}" for n in range(30)]
+    keep(h, *topics)
+    sub = manual(h.client("sub", properties=props(receive_maximum=2)))
+    sub.send(Subscribe(1, [Filter("t/#", 1, False, False, 0)]))
+    sub.send(Subscribe(2, [Filter("t/#", 1, False, False, 0)]))
+    got = read_all(sub)
+    assert set(got) == {t.encode() for t in topics}
+    assert len(got) <= 60
+
+
+def test_unsubscribing_ends_a_replay() -> None:
+    # [MQTT-3.10.4-2] [MQTT-3.10.4-3]
+    h = Harness()
+    keep(h, *(f"t/{n}" for n in range(30)))
+    sub = manual(h.client("sub", properties=props(receive_maximum=2)))
+    sub.subscribe("t/#", qos=1)
+    begun = messages(sub)
+    sub.send(Unsubscribe(2, ["t/#"]))
+    for m in begun:
+        sub.send(Puback(m.packet_id))
+    assert len(begun) + len(read_all(sub)) < 30
+
+
+def test_each_of_two_replays_follows_its_own_subscription() -> None:
+    # [MQTT-3.3.1-9] [MQTT-3.3.4-3]
+    h = Harness()
+    keep(h, *(f"a/{n}" for n in range(10)), *(f"b/{n}" for n in range(10)))
+    sub = manual(h.client("sub", properties=props(receive_maximum=1)))
+    sub.send(Subscribe(1, [Filter("a/#", 1, False, False, 0)], 7))
+    sub.send(Subscribe(2, [Filter("b/#", 1, False, False, 0)], 8))
+    seen: dict[int, int] = {}
+    while fresh := messages(sub):
+        for m in fresh:
+            (identifier,) = m.subscription_ids
+            assert identifier == (7 if m.topic.startswith("a") else 8)
+            seen[identifier] = seen.get(identifier, 0) + 1
+            sub.send(Puback(m.packet_id))
+    assert seen == {7: 10, 8: 10}
