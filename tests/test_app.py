@@ -1,0 +1,240 @@
+"""The broker as a process: what it prints, how it ends, and what a signal does."""
+
+import asyncio
+import gc
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mqttd import app as app_module
+from mqttd.app import App
+from mqttd.config import parse_config
+from mqttd.core import spec
+from mqttd.core.journal import Batch
+from mqttd.core.packets import Connect, Disconnect
+from mqttd.core.properties import Properties
+from mqttd.net import loops
+from mqttd.store.memory import MemoryStore
+from tests.net.kit import PATIENCE, Wire, connect_packet, loopback, until
+from tests.tls import Authority
+
+
+class Process:
+    """`mqttd run` with a configuration; its lines, its log, its end."""
+
+    def __init__(self, directory: Path, config: str) -> None:
+        file = directory / "mqttd.yaml"
+        file.write_text(config)
+        self.log = directory / "log"
+        with self.log.open("wb") as log:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "mqttd", "run", "-c", str(file)],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=directory,
+            )
+        self.lines: list[str] = []
+
+    def ready(self) -> "Process":
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            self.lines.append(line.rstrip("\n"))
+            if self.lines[-1] == "ready":
+                return self
+        raise AssertionError(self.log.read_text())
+
+    def port(self, name: str) -> int:
+        for line in self.lines:
+            if match := re.fullmatch(rf"listening {name} \S+?:(\d+)(/mqtt)?", line):
+                return int(match[1])
+        raise AssertionError(self.lines)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.popen.send_signal(number)
+        return self.popen.wait(PATIENCE)
+
+
+Start = Callable[[str], Process]
+TCP = "listeners: [{name: tcp, bind: '127.0.0.1:0'}]\n"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[Process] = []
+
+    def make(config: str) -> Process:
+        started.append(Process(tmp_path, config))
+        return started[-1]
+
+    yield make
+    for process in started:
+        if process.popen.poll() is None:
+            process.popen.kill()
+            process.popen.wait()
+        assert process.popen.stdout is not None
+        process.popen.stdout.close()
+
+
+def test_a_line_per_listener_then_ready(start: Start, tmp_path: Path) -> None:
+    process = start(
+        "listeners:\n"
+        "  - {name: tcp, bind: '127.0.0.1:0'}\n"
+        "  - {name: ws, bind: '127.0.0.1:0', transport: websocket}\n"
+        "  - {name: unix, bind: 'unix:m.sock'}\n"
+    ).ready()
+    assert process.lines == [
+        f"listening tcp mqtt://127.0.0.1:{process.port('tcp')}",
+        f"listening ws ws://127.0.0.1:{process.port('ws')}/mqtt",
+        f"listening unix mqtt+unix://{tmp_path}/m.sock",
+        "ready",
+    ]
+    assert process.end() == 0
+    assert not (tmp_path / "m.sock").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_drains(start: Start, number: int) -> None:
+    process = start(TCP).ready()
+    async with (
+        await Wire.open(process.port("tcp")) as one,
+        await Wire.open(process.port("tcp")) as two,
+    ):
+        await one.connect("one")
+        two.version = 4
+        await two.connect("two")
+        process.popen.send_signal(number)
+        assert (await one.receive(Disconnect)).reason == spec.SERVER_SHUTTING_DOWN
+        assert await one.closed() == b""
+        assert await two.closed() == b""
+    assert await asyncio.to_thread(process.popen.wait, PATIENCE) == 0
+    log = process.log.read_text()
+    assert "disconnect client=one" in log
+    assert 'reason="server shutting down"' in log
+    assert log.rstrip().endswith("stopped")
+
+
+def test_an_address_in_use(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start(f"listeners: [{{name: tcp, bind: '127.0.0.1:{port}'}}]\n")
+        assert process.popen.wait(PATIENCE) == 1
+    log = process.log.read_text()
+    assert f"mqttd: listener tcp: can't listen on 127.0.0.1:{port}: Address already in use" in log
+    assert "Traceback" not in log
+
+
+async def test_a_hangup_reads_the_certificates_again(start: Start, tmp_path: Path) -> None:
+    ca, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
+    cert, key = tmp_path / "server.crt", tmp_path / "server.key"
+
+    def install(authority: Authority) -> None:
+        for target, source in zip((cert, key), authority.issue("server", "x"), strict=True):
+            target.write_bytes(source.read_bytes())
+
+    install(ca)
+    process = start(
+        "listeners: [{name: tls, bind: '127.0.0.1:0', tls: {cert: server.crt, key: server.key}}]\n"
+    ).ready()
+    port = process.port("tls")
+    async with await Wire.open(port, tls=ca.client()) as wire:
+        await wire.connect("before")
+        install(stranger)
+        process.popen.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(PATIENCE):
+            while "reload" not in process.log.read_text():
+                await asyncio.sleep(0.01)
+        async with await Wire.open(port, tls=stranger.client()) as other:
+            await other.connect("after")
+        await wire.subscribe("a")
+        key.write_text("nonsense")
+        process.popen.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(PATIENCE):
+            while "ERROR reload" not in process.log.read_text():
+                await asyncio.sleep(0.01)
+        async with await Wire.open(port, tls=stranger.client()) as other:
+            await other.connect("still")
+    assert await asyncio.to_thread(process.end) == 0
+
+
+async def test_the_log_has_a_line_for_each_coming_and_going(start: Start) -> None:
+    process = start(TCP).ready()
+    async with await Wire.open(process.port("tcp")) as wire:
+        await wire.connect("a\u2028b")
+        wire.publish("secret/topic", b"secret payload")
+        wire.send(Disconnect())
+        await wire.closed()
+    assert await asyncio.to_thread(process.end) == 0
+    log = process.log.read_text()
+    assert "INFO connect client=a\\u2028b peer=127.0.0.1:" in log
+    assert "INFO disconnect client=a\\u2028b" in log
+    assert "secret" not in log
+
+
+def test_the_loop_that_was_asked_for(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MQTTD_LOOP", "nonsense")
+    process = start(TCP)
+    assert process.popen.wait(PATIENCE) == 2
+    assert "unknown event loop 'nonsense'" in process.log.read_text()
+
+
+# In this process.
+
+
+async def test_a_broken_store_ends_the_process_with_a_failure() -> None:
+    class Broken(MemoryStore):
+        durable = True
+
+        async def commit(self, batch: Batch) -> None:
+            raise OSError("disk full")
+
+    app = App(parse_config({"listeners": [loopback()]}), Broken())
+    with pytest.raises(RuntimeError):
+        _ = app.broker
+    ended = asyncio.get_running_loop().create_task(app.run())
+    await until(lambda: app.listeners and app.listeners[0].port)
+    async with await Wire.open(app.listeners[0].port) as wire:
+        properties = Properties()
+        properties.session_expiry_interval = 60
+        wire.send(Connect("MQTT", 5, True, 0, "a", None, None, None, properties))
+        await wire.receive(Disconnect)
+    async with asyncio.timeout(PATIENCE):
+        assert await ended == 1
+    gc.unfreeze()
+    gc.set_threshold(700, 10, 10)
+
+
+def test_client_ids_that_the_broker_assigns_cannot_be_guessed() -> None:
+    names = {app_module._random_client_id() for _ in range(100)}
+    assert len(names) == 100
+    assert all(re.fullmatch("auto-[0-9a-f]{20}", name) for name in names)
+
+
+# Loops.
+
+
+def test_which_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MQTTD_LOOP", raising=False)
+    assert loops.choose("asyncio") == "asyncio"
+    assert loops.choose() == loops.choose("auto")
+    monkeypatch.setenv("MQTTD_LOOP", "asyncio")
+    assert loops.choose() == "asyncio"
+    with pytest.raises(ValueError, match="nonsense"):
+        loops.choose("nonsense")
+    loop = loops.new_event_loop()
+    assert not loops.is_uvloop(loop)
+    loop.close()
+
+
+def test_without_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MQTTD_LOOP", raising=False)
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert loops.choose() == "asyncio"
+    with pytest.raises(ImportError):
+        loops.choose("uvloop")
