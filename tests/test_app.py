@@ -21,7 +21,7 @@ from mqttd.core.packets import Connect, Disconnect
 from mqttd.core.properties import Properties
 from mqttd.net import loops
 from mqttd.store.memory import MemoryStore
-from tests.net.kit import PATIENCE, Wire, connect_packet, loopback, until
+from tests.net.kit import PATIENCE, Wire, loopback, until
 from tests.tls import Authority
 
 
@@ -203,7 +203,7 @@ async def test_a_broken_store_ends_the_process_with_a_failure() -> None:
         properties = Properties()
         properties.session_expiry_interval = 60
         wire.send(Connect("MQTT", 5, True, 0, "a", None, None, None, properties))
-        await wire.receive(Disconnect)
+        await wire.closed()
     async with asyncio.timeout(PATIENCE):
         assert await ended == 1
     gc.unfreeze()
