@@ -213,11 +213,11 @@ class Broker(Router):
         if session.durable or was_durable:
             session.stored = True
             barrier = self.journal.record(journal.SESSION_SAVE, client_id)
-            if not resumed:
-                # A new session promises nothing yet: its CONNACK need not wait for the disk.
-                session.barrier = dropped
-            elif not was_durable:
-                session.barrier = barrier
+            if resumed:
+                # Session Present 1 promises that the session is there after a crash as well.
+                session.barrier = max(session.barrier, session.row_barrier)
+            if not session.row_barrier:
+                session.row_barrier = barrier
         return session
 
     def _displace(self, session: Session, newcomer: Connection, now: float) -> None:

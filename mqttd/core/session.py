@@ -112,7 +112,8 @@ class Session(Subscriber):
         self.durable: bool = False  # outlives its connection: its promises are journalled
         self.stored: bool = False  # the store has, or will have, rows of it
         self.resumed: bool = False  # the last CONNECT found it here: Session Present
-        self.barrier: int = 0  # batch of the last change to the session's own row
+        self.barrier: int = 0  # batch that the next answer about the session waits for
+        self.row_barrier: int = 0  # batch that first held the session's own row
         self.inbound_barrier: int = 0  # batch of the last change to `inbound`
         self.subscriptions: dict[str, Subscription] = {}
         self.grouped: list[Subscription] | None = None  # the shared ones among them
