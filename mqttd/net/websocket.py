@@ -170,6 +170,8 @@ class _Frames(WSListener):
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if transport.is_close_frame_sent and frame.msg_type != WSMsgType.CLOSE:
             return
+        if transport.underlying_transport.is_closing():
+            return
         kind = frame.msg_type
         if frame.rsv1 or frame.rsv2 or frame.rsv3:
             self._fail(transport, WSCloseCode.PROTOCOL_ERROR)
