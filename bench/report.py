@@ -1,9 +1,10 @@
 """From single runs to tables: medians over rounds, ratios to the baseline, verdicts, Markdown.
 
 A ratio is taken inside each round, where both brokers met the same machine, and the median of those
-is reported: machines drift more between rounds than within one. A run with any gap, duplicate, loss
-or foreign message makes its row BAD, whatever the other rounds say; a row whose generator was busy
-while its broker wasn't says so, because its msg/s measures us.
+is reported: machines drift more between rounds than within one; where even the speed of the core
+(a fixed loop before and after every run) varied, the row says so. A run with any gap, duplicate,
+loss or foreign message makes its row BAD, whatever the other rounds say; a row whose generator was
+busy while its broker wasn't says so, because its msg/s measures us.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ Record = dict[str, Any]
 FAULTS = ("gaps", "dups", "lost", "foreign", "corrupt", "refused")
 BUSY = 0.95
 CONTENDED = 0.10
+UNSTEADY = 1.3
 
 
 @dataclass
@@ -31,6 +33,8 @@ class Row:
     # MQTT 5: this peer's cost divided by its own 3.1.1 cost of the same case.
     v5_cost: float | None = None
     spread: tuple[float, float] = (0.0, 0.0)
+    # How much slower the core was in the slowest of these runs, and the baseline's, than in the best.
+    unsteady: float = 1.0
 
     @property
     def bad(self) -> bool:
@@ -50,6 +54,8 @@ class Row:
         waited = max(figures.get("broker_waited", 0.0), figures.get("gen_waited", 0.0))
         if waited > CONTENDED:
             notes.append(f"contended {waited:.0%}")
+        if self.unsteady > UNSTEADY:
+            notes.append(f"core speed varied {self.unsteady:.1f}x")
         return "; ".join(notes)
 
     def target(self, ours: str) -> str:
@@ -89,6 +95,10 @@ def _row(case: Case, peer: str, of_case: list[Record], baseline: str) -> Row:
         return Row(case, peer, {}, error=str(mine[0].get("error", "no figures")))
     figures = {name: median(run[name] for run in good) for name in good[0]}
     row = Row(case, peer, figures)
+    compared = [r["figures"] for r in of_case if r["peer"] in (peer, baseline) and "figures" in r]
+    spins = [run["spin_ms"] for run in compared if run.get("spin_ms")]
+    if spins:
+        row.unsteady = max(spins) / min(spins)
     for name in FAULTS:
         total = int(sum(run.get(name, 0.0) for run in good))
         if total:
