@@ -33,7 +33,7 @@ class Row:
     # MQTT 5: this peer's cost divided by its own 3.1.1 cost of the same case.
     v5_cost: float | None = None
     spread: tuple[float, float] = (0.0, 0.0)
-    # How much slower the core was in the slowest of these runs, and the baseline's, than in the best.
+    # The core's slowest speed in these runs and the baseline's, as a multiple of its best.
     unsteady: float = 1.0
 
     @property
