@@ -118,7 +118,9 @@ class Harness:
             dirty.clear()
             for connection in pending:
                 assert isinstance(connection, Connection)
-                self.clients[connection].take()
+                client = self.clients.get(connection)
+                if client is not None:  # None: its transport has gone meanwhile
+                    client.take()
             if self.broker.ready:
                 self.broker.run(self.now)
         raise AssertionError("the broker never comes to rest")

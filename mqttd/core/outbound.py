@@ -24,6 +24,7 @@ from mqttd.core.packets import Pubrel
 from mqttd.core.session import Context, Link
 from mqttd.core.wire import packet_id_bytes
 
+_ALIAS_SIZE: Final = 3  # bytes of the property: a shorter topic is cheaper than its alias
 _ALIAS_CANDIDATES: Final = 1024  # topics watched for becoming hot; then the count starts anew
 
 
@@ -178,10 +179,13 @@ class Outbound(Link):
         if dup:
             first |= 8  # never at QoS 0 [MQTT-3.3.1-2]: only an unacknowledged delivery repeats
         key = message.key
+        number = packet_id_bytes(packet_id) if qos else b""
+        if self.version < 5:
+            identifiers = b""
         alias = 0
         fresh = False
         aliases = self._aliases
-        if aliases is not None and self.version >= 5:
+        if aliases is not None and len(key) > _ALIAS_SIZE:
             alias = aliases.get(key, 0)
             if alias == 0 and self._is_hot(key) and len(aliases) < self._alias_max:
                 alias = len(aliases) + 1  # [MQTT-3.1.2-26] [MQTT-3.3.2-8] 1 up to the maximum
@@ -189,12 +193,17 @@ class Outbound(Link):
         frame = message.encode_once(
             self.version,
             first,
-            key if alias == 0 or fresh else b"",
-            packet_id_bytes(packet_id) if qos else b"",
+            b"" if alias and not fresh else key,
+            number,
             alias,
-            identifiers if self.version >= 5 else b"",
+            identifiers,
             now,
         )
+        if self.max_send and len(frame) > self.max_send and fresh:
+            # The alias makes this one longer: it must not cost the client the message.
+            alias = 0
+            fresh = False
+            frame = message.encode_once(self.version, first, key, number, 0, identifiers, now)
         if self.max_send and len(frame) > self.max_send:  # [MQTT-3.1.2-24]
             self.counters.drop(count.DROP_TOO_LARGE)
             return False

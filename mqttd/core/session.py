@@ -123,6 +123,7 @@ class Session(Subscriber):
         self.quota_max: int = 0
         self.due: deque[Delivery] | None = None
         self.queue: deque[Delivery] | None = None
+        self.queue_expiry: float = 0.0  # nothing in `queue` expires before this; 0.0 = nothing does
         self.replays: list[Replay] | None = None
         self.runnable: bool = False  # stands in context.runnable
         self.waiting: bool = False  # stands in context.waiting
@@ -161,7 +162,7 @@ class Session(Subscriber):
         if link is not None and link.writable and not self.queue and self.room() > 0:
             self._transmit(link, delivery, now)
         else:
-            self.enqueue(delivery)
+            self.enqueue(delivery, now)
 
     def _deliver_late(
         self, link: Link, message: Message, retain: bool, identifiers: bytes, now: float
@@ -181,20 +182,42 @@ class Session(Subscriber):
             return self.quota - len(self.due)
         return self.quota
 
-    def enqueue(self, delivery: Delivery) -> None:
+    def enqueue(self, delivery: Delivery, now: float) -> None:
         """Keep a delivery for later, within the bound of the queue."""
         queue = self.queue
         if queue is None:
             queue = self.queue = deque()
+            self.queue_expiry = 0.0
         settings = self.context.settings
-        if settings.max_queued_messages and len(queue) >= settings.max_queued_messages:
+        full = settings.max_queued_messages != 0 and len(queue) >= settings.max_queued_messages
+        if full and self.queue_expiry and now >= self.queue_expiry:
+            self._purge(queue, now)
+            full = len(queue) >= settings.max_queued_messages
+        if full:
             if settings.queue_overflow != DROP_OLDEST:
                 self.discard(delivery, count.DROP_QUEUE_FULL)
                 return
             self.discard(queue.popleft(), count.DROP_QUEUE_FULL)
         queue.append(delivery)
+        expires_at = delivery.message.expires_at
+        if expires_at and (not self.queue_expiry or expires_at < self.queue_expiry):
+            self.queue_expiry = expires_at
         if delivery.barrier > self.context.journal.committed:
             self._await_commit()
+
+    def _purge(self, queue: deque[Delivery], now: float) -> None:
+        """Make room in a full queue by dropping what has expired in it."""
+        left = list(queue)
+        queue.clear()
+        self.queue_expiry = 0.0
+        for delivery in left:
+            expires_at = delivery.message.expires_at
+            if expires_at and now >= expires_at:
+                self.discard(delivery, count.DROP_EXPIRED)
+                continue
+            queue.append(delivery)
+            if expires_at and (not self.queue_expiry or expires_at < self.queue_expiry):
+                self.queue_expiry = expires_at
 
     def discard(self, delivery: Delivery, reason: str) -> None:
         """End a delivery unsent, counted by reason."""
