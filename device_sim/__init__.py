@@ -6,10 +6,10 @@ to be, once where once was promised, in order, unharmed? `device_sim flood` need
 Layers, each importing only those before it:
 
     histogram payload ranges verdict ledger     pure: numbers and bytes in, numbers out
-    client  publisher                   pure MQTT client state machine, bytes in, bytes out
-    report  limits                      words and tables; what the machine allows
-    flood                               the run: asyncio, sockets, the clock
-    cli                                 arguments to settings, verdict to exit code
+    client publisher schedule plan              pure: the MQTT client, who sends what and when
+    link connect flood                          the run: asyncio, sockets, the clock
+    limits thresholds report progress           the machine's limits; words, tables, JSON
+    cli                                         arguments to settings, verdict to exit code
 
 Of the broker it uses the wire codec alone (`mqttd.core` spec, errors, wire, properties, packets,
 encode, decode), never its logic: a simulator that shared the broker's mistakes could not see them.

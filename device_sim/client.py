@@ -298,8 +298,8 @@ class Client:
             self._fail(f"sent DISCONNECT: {reason_text(packet.reason, self.version)}")
         elif not isinstance(packet, Suback) or self.state != CONNECTED:
             self._fail(f"sent a packet out of place (type {first >> 4})")
-            return
-        self.events.append(packet)
+        if self.state != CLOSED:
+            self.events.append(packet)
 
     def _connack(self, packet: Connack) -> None:
         if self.state != CONNECTING:

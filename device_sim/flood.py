@@ -1,8 +1,8 @@
 """The run: connect, subscribe, publish, settle, close the books.
 
-Owns the order of these phases and everything that needs a loop: the storm of connects, the pacing
-tick, keep-alive pings, the watch for silence at the end. The arithmetic is elsewhere (plan,
-schedule, publisher), and so is the judgement (ledger, verdict).
+Owns the order of these phases and what needs a clock in them: the pacing tick, keep-alive pings,
+the watch for silence at the end. How a connection is made is said in connect, the arithmetic is
+elsewhere (plan, schedule, publisher), and so is the judgement (ledger, verdict).
 
 How a run ends. Normally: publishing stops at its time or count, then the run waits until everything
 that is owed has arrived and all acknowledgements are complete, or nothing has come for `settle`
@@ -15,22 +15,18 @@ import asyncio
 import contextlib
 import gc
 import os
-import ssl
 import time
 from collections.abc import Callable
 from typing import Final
 
 from device_sim.client import Client
+from device_sim.connect import Connector, tls_context
 from device_sim.histogram import Histogram
-from device_sim.ledger import Ledger, Sender, Watcher
+from device_sim.ledger import Ledger
 from device_sim.link import ConnectionEnded, Link, Switchboard
-from device_sim.payload import Header, padding
-from device_sim.plan import FILTERS_A_PACKET, Plan, Settings, UsageError
-from device_sim.publisher import Publisher, template
+from device_sim.plan import Plan, Settings
 from device_sim.schedule import Schedule
 from device_sim.verdict import Verdict
-from mqttd.core import spec
-from mqttd.core.packets import Connect, Record, Suback
 
 TICK_NS: Final = 1_000_000
 POLL_S: Final = 0.05
@@ -58,23 +54,22 @@ class Sample:
         self.p99_us = 0.0
 
 
-def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """How to speak TLS, None for not at all; files that can't be used are a UsageError."""
-    if not settings.tls:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=settings.cafile)
-    except OSError as error:
-        raise UsageError(f"--cafile {settings.cafile}: {error}") from None
-    if settings.certfile:
-        try:
-            context.load_cert_chain(settings.certfile, settings.keyfile)
-        except OSError as error:
-            raise UsageError(f"--cert {settings.certfile}: {error}") from None
-    if settings.insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+class Idle:
+    """For how long a number has not changed, by the moments at which it is asked."""
+
+    def __init__(self, number: Callable[[], int]) -> None:
+        self._number = number
+        self._last = number()
+        self._since = time.monotonic()
+
+    def seconds(self) -> float:
+        """The time since the last change was seen."""
+        now = time.monotonic()
+        current = self._number()
+        if current != self._last:
+            self._last = current
+            self._since = now
+        return now - self._since
 
 
 class Flood:
@@ -101,8 +96,6 @@ class Flood:
         self.held_back = 0
         self.written_off = 0
         self._tls = tls_context(settings)
-        self._filler = padding(self.run_id, settings.size)
-        self._properties = settings.publish_properties()
         self._on_sample = on_sample
         self._subscribers: list[Link] = []
         self._publishers: list[Link] = []
@@ -163,126 +156,16 @@ class Flood:
             client.sender = self.ledger.add_sender(settings.qos_of(index), settings.streams)
             self._publishers.append(Link(self.switchboard, client, self._lost))
         self.switchboard.publishers = self._publishers
-        await self._storm(self._subscribers)
-        await self._storm(self._publishers)
+        connector = Connector(self.plan, self.switchboard, self._tls, self._halt)
+        self.connect_times = connector.times
+        await connector.storm(self._subscribers)
+        await connector.storm(self._publishers)
         self.connect_s = time.monotonic() - begun
 
     def _client(self, role: str, index: int) -> Client:
         # Letters and digits, at most 23: what every server has to accept. [MQTT-3.1.3-5]
         client_id = f"ds{self.run_id:08x}{role}{index}"
         return Client(client_id, self.settings.version, self.ledger.ready)
-
-    async def _storm(self, links: list[Link]) -> None:
-        """Connect them all, a bounded number at a time and no more a second than asked for."""
-        waiting = iter(enumerate(links))
-        begun = time.monotonic()
-        rate = self.settings.connect_rate
-
-        async def worker() -> None:
-            for at, link in waiting:
-                if self._halt.is_set():
-                    return
-                if rate:
-                    await asyncio.sleep(max(0.0, begun + at / rate - time.monotonic()))
-                await self._connect(link)
-                if link.client.watcher is not None:
-                    await self._subscribe(link, link.client.watcher)
-                if link.client.sender is not None:
-                    self._equip(link, link.client.sender)
-
-        workers = [
-            asyncio.ensure_future(worker())
-            for _ in range(min(self.settings.connect_parallel, len(links)))
-        ]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for task in workers:
-                task.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
-
-    async def _connect(self, link: Link) -> None:
-        settings = self.settings
-        begun_ns = time.monotonic_ns()
-        name = link.client.client_id
-        password = None if settings.password is None else settings.password.encode()
-        try:
-            async with asyncio.timeout(settings.connect_timeout):
-                await self.switchboard.loop.create_connection(
-                    lambda: link, settings.host, settings.port, ssl=self._tls
-                )
-                link.client.connect(
-                    Connect(
-                        "MQIsdp" if settings.version == spec.MQTT31 else "MQTT",
-                        settings.version,
-                        True,
-                        settings.keep_alive,
-                        link.client.client_id,
-                        username=settings.username,
-                        password=password,
-                    )
-                )
-                self.switchboard.mark_dirty(link)
-                await link.event()
-        except TimeoutError:
-            seconds = settings.connect_timeout
-            raise ConnectionEnded(f"{name}: no CONNACK within {seconds:g} s") from None
-        except OSError as error:
-            raise ConnectionEnded(f"{name}: {error}") from None
-        self.connect_times.record((time.monotonic_ns() - begun_ns) // 1000)
-
-    async def _subscribe(self, link: Link, watcher: Watcher) -> None:
-        filters = self.plan.filters(watcher.index)
-        granted = 2
-        for at in range(0, len(filters), FILTERS_A_PACKET):
-            part = filters[at : at + FILTERS_A_PACKET]
-            link.client.subscribe(part)
-            self.switchboard.mark_dirty(link)
-            reasons = await self._suback(link)
-            if len(reasons) != len(part) or max(reasons) >= 0x80:
-                raise ConnectionEnded(
-                    f"{link.client.client_id}: refused the subscription to {part[0].topic_filter}"
-                )
-            granted = min(granted, *reasons)
-        for device, stream in self.plan.owed(watcher.index):
-            topic = self.plan.topic(device, stream).encode()
-            qos = min(granted, self.settings.qos_of(device))
-            watcher.expect(topic, self.ledger.senders[device], stream, qos)
-
-    async def _suback(self, link: Link) -> list[int]:
-        try:
-            async with asyncio.timeout(self.settings.connect_timeout):
-                packet: Record = await link.event()
-        except TimeoutError:
-            raise ConnectionEnded(f"{link.client.client_id}: no SUBACK") from None
-        assert isinstance(packet, Suback)
-        return packet.reasons
-
-    def _equip(self, link: Link, sender: Sender) -> None:
-        """Give a connected device its templates and its window."""
-        settings = self.settings
-        client = link.client
-        index = sender.index
-        if sender.qos > client.maximum_qos:
-            raise ConnectionEnded(
-                f"{client.client_id}: the broker's Maximum QoS is {client.maximum_qos}"
-            )
-        templates = []
-        for stream in range(settings.streams):
-            header = Header(self.run_id, index, stream, sender.qos, 0, 0, 0)
-            topic = self.plan.topic(index, stream)
-            made = template(
-                header, topic, settings.size, settings.version, self._properties, self._filler
-            )
-            if 0 < client.maximum_packet_size < made.size:
-                raise ConnectionEnded(
-                    f"{client.client_id}: the broker's Maximum Packet Size is "
-                    f"{client.maximum_packet_size}, a message has {made.size} bytes"
-                )
-            templates.append(made)
-        window = min(settings.window, client.receive_maximum)
-        link.publisher = Publisher(client, sender, templates, window, self.plan.fan)
-        link.publisher.paced = settings.paced
 
     def _lost(self, link: Link) -> None:
         watcher = link.client.watcher
@@ -307,13 +190,21 @@ class Flood:
                 assert publisher is not None
                 publisher.limit = settings.count or UNLIMITED
                 self.switchboard.mark_ready(publisher)
-        end_ns = begun_ns + int((settings.seconds or 1e9) * 1e9)
-        while not self._halt.is_set() and time.monotonic_ns() < end_ns:
-            if self._all_sent():
+        end_ns = begun_ns + int(settings.seconds * 1e9) if settings.seconds else UNLIMITED
+        idle = Idle(self._activity)
+        while not self._halt.is_set() and not self._all_sent():
+            left_s = (end_ns - time.monotonic_ns()) / 1e9
+            if left_s <= 0:
                 break
-            left = (end_ns - time.monotonic_ns()) / 1e9
+            # Without a time limit, a broker that answers nothing must not keep the run for ever.
+            if (
+                not settings.seconds
+                and self._all_due()
+                and idle.seconds() >= max(settings.settle, self._patience_s())
+            ):
+                break
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._halt.wait(), min(POLL_S, left))
+                await asyncio.wait_for(self._halt.wait(), min(POLL_S, left_s))
         if not self._halt.is_set():
             # What became due while the loop was busy is late, but it is sent.
             self._tick()
@@ -357,6 +248,15 @@ class Flood:
         self._tick_due_ns = now_ns + TICK_NS
         self._ticker = self.switchboard.loop.call_later(TICK_NS / 1e9, self._tick)
 
+    def _all_due(self) -> bool:
+        """Nothing but the broker keeps the rest of the messages back."""
+        schedule = self._schedule
+        return schedule is None or schedule.done >= schedule.total
+
+    def _patience_s(self) -> float:
+        # A closed loop helps itself after a while: give it the time to.
+        return 0.0 if self.settings.paced else 3 * STALL_S
+
     def _all_sent(self) -> bool:
         settings = self.settings
         if settings.paced:
@@ -397,23 +297,22 @@ class Flood:
         return count
 
     def _activity(self) -> int:
-        flying = sum(link.client.in_flight() for link in self._publishers)
-        return self.ledger.received - flying
+        """A number that changes whenever anything is sent, received or acknowledged."""
+        count = self.ledger.received
+        for link in self._publishers:
+            sender = link.client.sender
+            if sender is not None:
+                count += 2 * sender.sent - link.client.in_flight()
+        return count
 
     async def _settle(self) -> None:
         self._phase = "settling"
         begun = time.monotonic()
-        activity = self._activity()
-        quiet_since = begun
+        idle = Idle(self._activity)
         while not self._abandoned:
             await asyncio.sleep(POLL_S)
-            now = time.monotonic()
-            current = self._activity()
-            if current != activity:
-                activity = current
-                quiet_since = now
             patience = GRACE_S if self._outstanding() == 0 else self.settings.settle
-            if now - quiet_since >= patience:
+            if idle.seconds() >= patience:
                 break
         self.settle_s = time.monotonic() - begun
 

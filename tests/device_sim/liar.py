@@ -28,6 +28,7 @@ from mqttd.core.packets import (
     Suback,
     Subscribe,
 )
+from mqttd.core.properties import Properties
 from mqttd.core.topics import matches
 
 
@@ -49,6 +50,7 @@ class Lies:
         self.disconnect: set[int] = set()
         self.acknowledge_twice: set[int] = set()
         self.connack = 0
+        self.connack_properties: Properties | None = None
         self.suback = -1
         self.silent = False
 
@@ -81,7 +83,7 @@ class _Peer:
         if isinstance(packet, Connect):
             self.version = packet.version
             if not self.liar.lies.silent:
-                self.send(Connack(False, self.liar.lies.connack))
+                self.send(Connack(False, self.liar.lies.connack, self.liar.lies.connack_properties))
         elif isinstance(packet, Subscribe):
             granted = self.liar.lies.suback
             for each in packet.filters:
@@ -95,6 +97,7 @@ class _Peer:
         elif isinstance(packet, Pubrec):
             self.send(Pubrel(packet.packet_id))
         elif isinstance(packet, Pingreq):
+            self.liar.pings += 1
             self.send(Pingresp())
 
 
@@ -104,6 +107,7 @@ class Liar:
     def __init__(self, lies: Lies) -> None:
         self.lies = lies
         self.peers: list[_Peer] = []
+        self.pings = 0
         self.counts: dict[str, int] = {}
         self.held: dict[str, Publish] = {}
         self._loop = asyncio.new_event_loop()

@@ -1,13 +1,22 @@
 """Whole runs of `device_sim flood` against a broker that lies on command: each class exactly."""
 
+import asyncio
+import contextlib
 import json
+import os
+import pty
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from device_sim.cli import main
 from device_sim.client import reason_text
+from device_sim.flood import Flood, Sample
+from device_sim.plan import Settings
 from mqttd.core import spec
+from mqttd.core.properties import Properties
 from tests.device_sim.liar import Liar, Lies
 
 DEVICES = 3
@@ -287,6 +296,88 @@ def test_the_table_and_the_progress_are_for_people(capsys: pytest.CaptureFixture
     assert "BAD: QoS 1: lost" in said.out
     assert "from intended send" in said.out
     assert "publishing" in said.err
+
+
+def test_a_terminal_gets_tables_and_a_live_view() -> None:
+    pytest.importorskip("rich")
+    lies = Lies()
+    lies.drop = {3}
+    terminal, its_other_end = pty.openpty()
+    with Liar(lies) as port:
+        arguments = ["-p", str(port), "-n", "2", "-r", "20", "-t", "1.3", "-q1", "--settle=0.3"]
+        with subprocess.Popen(
+            [sys.executable, "-m", "device_sim", "flood", *arguments],
+            stdout=its_other_end,
+            stderr=its_other_end,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+        ) as process:
+            os.close(its_other_end)
+            said = b""
+            with contextlib.suppress(OSError):  # a terminal ends with an error
+                while data := os.read(terminal, 65536):
+                    said += data
+            os.close(terminal)
+    assert process.returncode == 1
+    text = said.decode()
+    assert "latency p50 / p99" in text
+    assert "BAD: QoS 1: lost" in text
+    assert "┃" in text
+
+
+def test_silent_connections_are_kept_alive(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_sim.flood.SAMPLE_S", 0.1)
+    liar = Liar(Lies())
+    with liar as port:
+        assert main(["flood", "-p", str(port), "-n1", "-r1", "-c2", "-k1", "--quiet"]) == 0
+    assert liar.pings >= 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "words"),
+    [("maximum_qos", 0, "Maximum QoS is 0"), ("maximum_packet_size", 50, "Packet Size is 50")],
+)
+def test_what_a_broker_does_not_take_is_not_sent(
+    capsys: pytest.CaptureFixture[str], limit: str, value: int, words: str
+) -> None:
+    lies = Lies()
+    lies.connack_properties = Properties()
+    setattr(lies.connack_properties, limit, value)
+    report = flood(lies, capsys, "-q", "1", "-V", "5")
+    assert report["verdict"]["exit"] == 3
+    assert words in report["verdict"]["broken_off"]
+    assert report["throughput"]["sent"] == 0
+
+
+def test_a_receive_maximum_bounds_the_window(capsys: pytest.CaptureFixture[str]) -> None:
+    lies = Lies()
+    lies.connack_properties = Properties()
+    lies.connack_properties.receive_maximum = 2
+    lies.ignore = set(range(100))
+    report = flood(lies, capsys, "-q", "1", "-V", "5", "-r", "500")
+    assert report["totals"]["all"]["unacknowledged"] == 2 * DEVICES
+    assert report["throughput"]["held_back"] == (COUNT - 2) * DEVICES
+
+
+async def test_who_interrupts_twice_does_not_wait() -> None:
+    lies = Lies()
+    lies.drop = set(range(100_000))
+    settings = Settings(devices=1, rate=100.0, qos=(1,), seconds=60.0, settle=60.0)
+    with Liar(lies) as port:
+        settings.port = port
+        settings.check()
+        samples: list[Sample] = []
+        flood = Flood(settings, samples.append)
+        running = asyncio.ensure_future(flood.run())
+        while not flood.ledger.senders or flood.ledger.senders[0].sent == 0:
+            await asyncio.sleep(0.01)
+        flood.interrupt()
+        flood.interrupt()
+        await running
+    assert flood.broken_off == "interrupted"
+    assert flood.verdict.sum("lost") == 0
+    assert flood.verdict.sum("unknown") == flood.verdict.sum("sent") > 0
 
 
 def test_the_reason_codes_of_both_generations_have_names() -> None:
