@@ -161,7 +161,7 @@ def measure(
 ) -> dict[str, Any]:
     """One peer, one case: {"figures": …} or {"error": …}."""
     spec = case.spec()
-    spec.update(seconds=options.seconds, timeout=options.timeout)
+    spec.update(seconds=options.seconds, timeout=options.timeout, spin=not options.sleep)
     try:
         with peers.running(peer, cpus) as address:
             where = {"host": address.host, "port": address.port, "pid": address.pid}
@@ -205,6 +205,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--retained", type=int, help="retained topics")
     p.add_argument("--subscriptions", type=int, help="subscriptions")
     p.add_argument("--timeout", type=float, default=120.0, help="to fill a broker before an extra")
+    p.add_argument("--sleep", action="store_true", help="the generator sleeps while idle")
     p.add_argument("--pure", action="store_true", help="run the generator uncompiled (slow)")
     p.add_argument("--baseline", default="mosquitto", help="the peer that ratios refer to")
     p.add_argument("--json", type=Path, help="write every run and the summary")

@@ -61,6 +61,7 @@ def wire_up(engine: Engine, mode: str, publishers: int, subscribers: int) -> Non
 
 def throughput(spec: Spec) -> Figures:
     plan = Plan(spec["version"], spec["qos"], spec["window"], spec["size"])
+    plan.spin = spec["spin"]
     if spec["user_properties"]:
         plan.set_user_properties(spec["user_properties"])
     if spec["mode"] == "fanout":
@@ -275,7 +276,9 @@ def subscriptions(spec: Spec) -> Figures:
 
 
 def match_cost(spec: Spec, topics: int) -> Figures:
-    engine = engine_for(spec, Plan(4, 0, 10, spec["size"]))
+    plan = Plan(4, 0, 10, spec["size"])
+    plan.spin = spec["spin"]
+    engine = engine_for(spec, plan)
     pubs = engine.open_many("p", 10)
     subs = engine.open_many("s", 10)
     for i, conn in enumerate(pubs):
