@@ -32,6 +32,8 @@ LOOP_FREE_FILES = (
     "test_layering.py",
     "test_conformance_tool.py",
     "test_packaging.py",
+    "test_hostile.py",
+    "test_hostile_state.py",
 )
 
 
