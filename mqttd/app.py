@@ -166,6 +166,8 @@ def endpoint_of(listener: ListenerConfig) -> Endpoint:
         listener.allow_anonymous,
         listener.proxy_protocol,
         tls,
+        tuple(listener.allow_origins),
+        tuple(listener.proxy_from),
     )
 
 

@@ -172,6 +172,13 @@ def _parse_bind(value: object, info: ValidationInfo) -> str:
     return f"unix:{resolved}"
 
 
+def _parse_network(value: object) -> str:
+    try:
+        return str(ipaddress.ip_network(value if isinstance(value, str) else ""))
+    except ValueError:
+        raise _refuse("an IP address or a network such as 10.0.0.0/8") from None
+
+
 def _is_local(bind: str) -> bool:
     """Reached from this machine only: loopback or a Unix socket."""
     host, _, path = split_bind(bind)
@@ -217,8 +224,12 @@ class ListenerConfig(_Node):
     """The URL path of a WebSocket listener."""
     allow_anonymous: bool = False
     """Accept clients without credentials. When absent: true on loopback and Unix sockets only."""
+    allow_origins: list[Annotated[str, Field(pattern=r"^(null|[a-z]+://[^/?#\s]+)$")]] = []
+    """Web pages that may connect, as https://host or https://host:port; empty: all."""
     proxy_protocol: Literal["off", "v1", "v2"] = "off"
     """Which PROXY protocol header a load balancer in front puts before each connection."""
+    proxy_from: list[Annotated[str, BeforeValidator(_parse_network)]] = []
+    """Addresses or networks that the load balancers connect from; empty: whoever can connect."""
     tls: TlsConfig | None = None
 
     @model_validator(mode="before")
@@ -433,8 +444,13 @@ def _second_look(config: Config) -> Iterator[tuple[Loc, str, str, str]]:
         if listener.bind in binds and (listener.port or listener.unix_path):
             yield (*at, "bind"), f"found {listener.bind!r} twice", "an address of its own", ""
         names[listener.name] = binds[listener.bind] = index
-        if listener.transport == "tcp" and "path" in listener.model_fields_set:
-            yield (*at, "path"), "found a path", "transport: websocket beside it", ""
+        if listener.transport == "tcp":
+            for key in {"path", "allow_origins"} & listener.model_fields_set:
+                yield (*at, key), f"found {key}", "transport: websocket beside it", ""
+        elif listener.unix_path:
+            yield (*at, "bind"), "found a Unix socket", "host:port, for WebSocket", ""
+        if listener.proxy_from and listener.proxy_protocol == "off":
+            yield (*at, "proxy_from"), "found proxy_from", "proxy_protocol: v1 or v2 beside it", ""
         if listener.tls is not None:
             yield from _tls_problems(listener.tls, (*at, "tls"))
     if config.storage.path != ":memory:":

@@ -210,6 +210,25 @@ async def test_a_broken_store_ends_the_process_with_a_failure() -> None:
     gc.set_threshold(700, 10, 10)
 
 
+def test_what_a_listener_is_told_of_its_configuration() -> None:
+    entry = {
+        "name": "w",
+        "bind": "127.0.0.1:0",
+        "transport": "websocket",
+        "path": "/x",
+        "allow_anonymous": False,
+        "allow_origins": ["https://panel.example"],
+        "proxy_protocol": "v2",
+        "proxy_from": ["10.0.0.0/8"],
+    }
+    (listener,) = parse_config({"listeners": [entry]}).listeners
+    found = app_module.endpoint_of(listener)
+    assert (found.name, found.host, found.port, found.unix_path) == ("w", "127.0.0.1", 0, "")
+    assert (found.transport, found.path, found.allow_anonymous) == ("websocket", "/x", False)
+    assert (found.proxy_protocol, found.proxy_from) == ("v2", ("10.0.0.0/8",))
+    assert (found.tls, found.allow_origins) == (None, ("https://panel.example",))
+
+
 def test_client_ids_that_the_broker_assigns_cannot_be_guessed() -> None:
     names = {app_module._random_client_id() for _ in range(100)}
     assert len(names) == 100

@@ -348,8 +348,30 @@ def test_two_listeners_must_differ() -> None:
 
 def test_a_path_is_for_websocket() -> None:
     found = one("listeners: [{name: t, bind: 'localhost:1', path: /x}]")
-    assert "listeners[0].path: found a path, expected transport: websocket beside it" in found
+    assert "listeners[0].path: found path, expected transport: websocket beside it" in found
     assert listener(transport="websocket", path="/x").path == "/x"
+    found = one("listeners: [{name: t, bind: 'localhost:1', allow_origins: []}]")
+    assert "listeners[0].allow_origins: found allow_origins, expected transport" in found
+    found = one("listeners: [{name: t, bind: 'unix:/x', transport: websocket}]")
+    assert "listeners[0].bind: found a Unix socket, expected host:port, for WebSocket" in found
+
+
+def test_origins_are_schemes_with_hosts() -> None:
+    good = ["https://panel.example", "http://localhost:8080", "null"]
+    assert listener(transport="websocket", allow_origins=good).allow_origins == good
+    for bad in ("panel.example", "https://panel.example/", "*"):
+        with pytest.raises(ConfigError, match=r"allow_origins\[0\]"):
+            listener(transport="websocket", allow_origins=[bad])
+
+
+def test_where_proxies_connect_from() -> None:
+    entry = listener(proxy_protocol="v2", proxy_from=["10.0.0.0/8", "192.0.2.7", "2001:db8::/32"])
+    assert entry.proxy_from == ["10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"]
+    for bad in ("10.0.0.1/8", "somewhere", 7):
+        with pytest.raises(ConfigError, match="an IP address or a network such as"):
+            listener(proxy_protocol="v2", proxy_from=[bad])
+    found = one("listeners: [{name: t, bind: 'localhost:1', proxy_from: [10.0.0.1]}]")
+    assert "proxy_from: found proxy_from, expected proxy_protocol: v1 or v2 beside it" in found
 
 
 def test_problems_of_plain_values_have_a_path_and_no_place() -> None:

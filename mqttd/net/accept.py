@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import socket
 import ssl
@@ -50,6 +51,7 @@ class Acceptor:
         name: str,
         timeout: float,
         proxy_protocol: str = "off",
+        proxy_from: tuple[str, ...] = (),
         context: ssl.SSLContext | None = None,
     ) -> None:
         self.context = context  # may be replaced at any time: it counts for the next connection
@@ -59,6 +61,7 @@ class Acceptor:
         self._name = name
         self._timeout = timeout
         self._proxy_protocol = proxy_protocol
+        self._proxies = tuple(ipaddress.ip_network(network) for network in proxy_from)
         self._under_way: set[asyncio.Task[None]] = set()
         self._reading = False
         self._starved = False
@@ -133,6 +136,7 @@ class Acceptor:
         peer = ""
         if self._proxy_protocol != "off":
             try:
+                self._check_proxy(address)
                 async with asyncio.timeout(self._timeout):
                     peer = await self._preface(sock)
             except (proxy.ProxyError, OSError, TimeoutError) as error:
@@ -160,6 +164,14 @@ class Acceptor:
             logger.info(
                 "listener %s: TLS handshake with %s failed: %s", self._name, peer or address, reason
             )
+
+    def _check_proxy(self, address: object) -> None:
+        """Only a proxy may say who is behind it. On a Unix socket its permissions decide that."""
+        if not self._proxies or not isinstance(address, tuple):
+            return
+        host = ipaddress.ip_address(str(address[0]).partition("%")[0])
+        if not any(host in network for network in self._proxies):
+            raise proxy.ProxyError("it is none of the proxies in proxy_from")
 
     async def _preface(self, sock: socket.socket) -> str:
         """Read the proxy's header, and not one byte more; returns whom it names."""

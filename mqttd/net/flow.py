@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 from collections.abc import Callable
 from time import monotonic
 from typing import Final, Protocol
@@ -61,6 +62,7 @@ class Flow:
         self.shells: dict[Outbound, Shell] = {}
         self.scheduled = False
         self._first_look = min(_FIRST_LOOK, broker.settings.connect_timeout)
+        self._crowded = resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 15 // 16
         self._on_event = on_event
         self._commit = commit
         self._flush = self.flush
@@ -86,6 +88,9 @@ class Flow:
         now = monotonic()
         conn = self.broker.open(listener, peer, identity, now)
         self.shells[conn] = shell
+        if len(self.shells) >= self._crowded:
+            self._crowded = 1 << 62  # once is enough
+            logger.warning("%d connections: file descriptors run out", len(self.shells))
         self.wheel.put(shell, now + self._first_look)
         return conn
 

@@ -65,6 +65,7 @@ class Endpoint:
     proxy_protocol: str = OFF  # off, v1, v2
     tls: Tls | None = None
     allow_origins: tuple[str, ...] = ()  # of web pages; empty allows all
+    proxy_from: tuple[str, ...] = ()  # networks; empty believes whoever connects
 
 
 class Listener:
@@ -178,6 +179,7 @@ class Listener:
             endpoint.name,
             self._flow.broker.settings.connect_timeout,
             endpoint.proxy_protocol,
+            endpoint.proxy_from,
             context,
         )
         self._acceptors.append(acceptor)

@@ -117,7 +117,7 @@ async def test_websocket_behind_a_proxy(version: str, header: bytes) -> None:
 
 async def test_unix_behind_a_proxy(tmp_path: Path) -> None:
     path = str(tmp_path / "m.sock")
-    where = endpoint(host="", unix_path=path, proxy_protocol="v1")
+    where = endpoint(host="", unix_path=path, proxy_protocol="v1", proxy_from=("10.0.0.0/8",))
     async with (
         serving(where) as served,
         Wire(*await asyncio.open_unix_connection(path)) as wire,
@@ -126,6 +126,24 @@ async def test_unix_behind_a_proxy(tmp_path: Path) -> None:
         await wire.connect("a")
         (shell,) = served.flow.shells.values()
         assert shell.conn.peer == "192.0.2.7:50412"
+
+
+@pytest.mark.parametrize(
+    ("networks", "admitted"),
+    [(("127.0.0.0/8",), True), (("2001:db8::/32", "127.0.0.1/32"), True), (("10.0.0.0/8",), False)],
+)
+async def test_only_the_listed_proxies_are_believed(
+    networks: tuple[str, ...], admitted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    where = endpoint(proxy_protocol="v1", proxy_from=networks)
+    with caplog.at_level(logging.INFO, "mqttd.net"):
+        async with serving(where) as served, await Wire.open(served.port) as wire:
+            wire.send(V1)
+            if admitted:
+                await wire.connect("a")
+            else:
+                assert await wire.closed() == b""
+    assert ("none of the proxies" in caplog.text) == (not admitted)
 
 
 async def test_a_health_check_of_the_proxy_itself() -> None:

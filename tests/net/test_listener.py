@@ -109,6 +109,20 @@ async def test_small_packets_leave_at_once() -> None:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
+async def test_when_file_descriptors_run_out_the_log_says_so_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (4, 4))
+    async with serving(endpoint()) as served:
+        wires = [await Wire.open(served.port) for _ in range(6)]
+        await until(lambda: len(served.flow.shells) == 6)
+        for wire in wires:
+            await wire.close()
+    assert [record.getMessage() for record in caplog.records if "mqttd" in record.name] == [
+        "3 connections: file descriptors run out"
+    ]
+
+
 # Unix sockets.
 
 
