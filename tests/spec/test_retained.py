@@ -332,15 +332,6 @@ def test_each_filter_of_a_subscribe_gets_its_replay() -> None:
     assert sorted(payloads(sub)) == [b"a", b"a", b"b"]
 
 
-def test_own_retained_message_is_replayed_despite_no_local() -> None:
-    # [MQTT-3.3.1-9]
-    h = Harness()
-    c = manual(h.client("c"))
-    send_publish(c, "t", b"mine", retain=True)
-    c.subscribe("t", no_local=True)
-    assert payloads(c) in ([b"mine"], [])
-
-
 @pytest.mark.parametrize("window", [1, 3, 10])
 def test_replay_larger_than_the_window_waits_and_completes(window: int) -> None:
     # [MQTT-3.3.4-9] [MQTT-3.3.1-9]
