@@ -18,6 +18,7 @@ from tests.interop.server import Server
 PATIENCE = 30.0
 """Seconds after which a test gives up; none is meant to come near."""
 
+V31 = "3.1"
 V311 = "3.1.1"
 V5 = "5"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.interop.kit import PATIENCE, V5, Message, Properties, need
+from tests.interop.kit import PATIENCE, V5, V31, V311, Message, Properties, need
 from tests.interop.server import Server
 
 _MESSAGE = "MESSAGE "
@@ -25,7 +25,7 @@ def place(server: Server, listener: str = "tcp") -> list[str]:
 
 
 def version_arguments(version: str) -> list[str]:
-    return ["-V", "mqttv5" if version == V5 else "mqttv311"]
+    return ["-V", {V31: "mqttv31", V311: "mqttv311", V5: "mqttv5"}[version]]
 
 
 def property_arguments(command: str, properties: Properties) -> list[str]:
@@ -89,7 +89,10 @@ def publish(
 
 
 class Subscriber:
-    """mosquitto_sub or mosquitto_rr while it runs; ready when the broker has acknowledged."""
+    """mosquitto_sub or mosquitto_rr while it runs.
+
+    With `ready` it is subscribed; without, it may still be on its way.
+    """
 
     def __init__(
         self,
@@ -98,6 +101,7 @@ class Subscriber:
         version: str = V5,
         listener: str = "tcp",
         program: str = "mosquitto_sub",
+        ready: bool = True,
     ) -> None:
         self._process = subprocess.Popen(
             [
@@ -114,25 +118,28 @@ class Subscriber:
             encoding="utf-8",
         )
         self._seen: list[str] = []
-        self.wait_for("Subscribed (mid: ")
+        if ready:
+            self.wait_for("Subscribed (mid: ")
 
     def __enter__(self) -> "Subscriber":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
+        # Not SIGTERM: its handler takes locks, and hangs when the signal finds one taken.
+        self._process.kill()
         self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
 
-    def wait_for(self, start: str) -> str:
-        """The rest of the next line that starts with this; -W ends the wait."""
+    def wait_for(self, text: str) -> str:
+        """What follows this text on the next line that has it; -W ends the wait."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._seen.append(line)
-            if line.startswith(start):
-                return line.removeprefix(start).rstrip("\n")
-        raise AssertionError(f"no {start!r} in:\n{''.join(self._seen)}")
+            _, found, rest = line.partition(text)
+            if found:
+                return rest.rstrip("\n")
+        raise AssertionError(f"no {text!r} in:\n{''.join(self._seen)}")
 
     def get_with_json(self) -> tuple[Message, dict[str, Any]]:
         """The next message, and its properties in mosquitto's words."""

@@ -150,9 +150,8 @@ class MqttJs:
         """What was granted, one object a topic filter."""
         return list(self.request("subscribe", topics=topics, options=options))
 
-    def publish(self, topic: str, payload: bytes = b"", **options: object) -> dict[str, Any]:
-        """The acknowledgement, with QoS 1 and 2."""
-        return dict(self.request("publish", topic=topic, payload=payload, options=options) or {})
+    def publish(self, topic: str, payload: bytes = b"", **options: object) -> None:
+        self.request("publish", topic=topic, payload=payload, options=options)
 
     def event(self, kind: str = "message") -> dict[str, Any]:
         """The next event, which has to be of this kind; its packet."""

@@ -12,9 +12,14 @@ from paho.mqtt.properties import Properties as PahoProperties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from tests.interop.kit import PATIENCE, V5, Message, Properties
+from tests.interop.kit import PATIENCE, V5, V31, V311, Message, Properties
 from tests.interop.server import Server
 
+_VERSIONS = {
+    V31: MQTTProtocolVersion.MQTTv31,
+    V311: MQTTProtocolVersion.MQTTv311,
+    V5: MQTTProtocolVersion.MQTTv5,
+}
 _NAMES = (
     ("payload_format", "PayloadFormatIndicator"),
     ("expiry", "MessageExpiryInterval"),
@@ -87,7 +92,7 @@ class Paho:
             CallbackAPIVersion.VERSION2,
             self.client_id,
             clean_session=None if five else clean,
-            protocol=MQTTProtocolVersion.MQTTv5 if five else MQTTProtocolVersion.MQTTv311,
+            protocol=_VERSIONS[self.version],
             transport=transport,
             reconnect_on_failure=False,
         )

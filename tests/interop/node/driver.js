@@ -37,8 +37,9 @@ function connect({ client: name, url, options, files = {} }) {
     clients.set(name, client);
     client.once("connect", (packet) => resolve(packet));
     client.on("error", reject);
-    client.on("message", (_topic, _payload, packet) =>
-      write({ client: name, event: "message", packet: plain(packet) }),
+    // The packet has the topic as it came, which is empty where an alias stands for it.
+    client.on("message", (topic, _payload, packet) =>
+      write({ client: name, event: "message", packet: plain({ ...packet, topic }) }),
     );
     client.on("disconnect", (packet) =>
       write({ client: name, event: "disconnect", packet: plain(packet) }),
