@@ -38,6 +38,9 @@ WEBSOCKET: Final = "websocket"
 OFF: Final = "off"
 
 _BACKLOG: Final = 4096
+# uvloop accepts one connection per handle and turn of the loop. With some handles on one socket,
+# devices that all come back at once get in soon even where traffic makes the turns long.
+_ACCEPTS_PER_TURN: Final = 8
 _UNIX_MODE: Final = 0o660
 _PORT_ATTEMPTS: Final = 5
 # A peer that vanished without an MQTT keep alive is found by TCP's own, after a quarter of an hour.
@@ -100,6 +103,8 @@ class Listener:
                 await self._serve(sock, factory, context)
         except OSError as error:
             await self.stop()
+            for sock in sockets:
+                sock.close()
             raise self._error(error) from error
 
     async def stop(self) -> None:
@@ -170,7 +175,10 @@ class Listener:
         self._describe(sock)
         if is_uvloop(loop) and context is None and endpoint.proxy_protocol == OFF:
             make = loop.create_unix_server if endpoint.unix_path else loop.create_server
-            self._servers.append(await make(lambda: factory(""), sock=sock, backlog=_BACKLOG))
+            with sock:
+                for _ in range(_ACCEPTS_PER_TURN):
+                    server = await make(lambda: factory(""), sock=sock.dup(), backlog=_BACKLOG)
+                    self._servers.append(server)
             return
         acceptor = Acceptor(
             loop,
