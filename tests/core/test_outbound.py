@@ -7,7 +7,6 @@ from mqttd.core.inflight import Delivery
 from mqttd.core.message import Message
 from mqttd.core.outbound import Held, Outbound
 from mqttd.core.packets import Disconnect, Filter, Puback, Publish, Pubrel, Subscribe
-from mqttd.core.session import Link
 from tests.core.rig import FRAME, Rig, make_message, packets
 from tests.core.vectors import props
 from tests.harness import Harness
@@ -39,19 +38,6 @@ def owe(rig: Rig, message: Message) -> Delivery:
     delivery = Delivery(message, 1, False, b"", None)
     rig.journal.add("somebody", delivery)
     return delivery
-
-
-def test_a_link_is_an_interface() -> None:
-    link = Link()
-    assert (link.version, link.established, link.writable, link.lane) == (4, False, False, 0)
-    with pytest.raises(AssertionError, match="send_publish"):
-        link.send_publish(make_message(), 0, False, 0, False, b"", 0.0)
-    with pytest.raises(AssertionError, match="send_frame"):
-        link.send_frame(b"")
-    with pytest.raises(AssertionError, match="send_pubrel"):
-        link.send_pubrel(1, 0, 0)
-    with pytest.raises(AssertionError, match="backlog"):
-        link.backlog()
 
 
 def test_an_outbound_leaves_two_questions_to_the_connection() -> None:
