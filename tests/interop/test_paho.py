@@ -22,12 +22,13 @@ def test_every_listener_carries_large_payloads(
     with Paho(server, version, listener) as client:
         client.connect()
         client.subscribe(topic, 2)
-        for qos in range(3):
+        # paho masks WebSocket frames byte by byte: once is enough.
+        for qos in (2,) if listener.startswith("ws") else range(3):
             assert client.publish(topic, LARGE, qos) == 0
             assert client.get_message() == Message(topic, LARGE, qos)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", [V311, V5])
 def test_a_burst_stays_in_order(server: Server, topic: str, version: str) -> None:
     """Hundreds of messages in flight at once. [MQTT-4.6.0-6]"""
     with Paho(server, version) as subscriber, Paho(server, version) as publisher:

@@ -68,7 +68,7 @@ lines.on("line", async (line) => {
     const result = await operations[request.op](request);
     write({ id: request.id, result: plain(result) ?? null });
   } catch (error) {
-    write({ id: request.id, error: `${error.message} (code ${error.code})` });
+    write({ id: request.id, error: error.message });
   }
 });
 lines.on("close", () => clients.forEach((client) => client.end(true)));
