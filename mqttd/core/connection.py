@@ -40,7 +40,6 @@ from mqttd.core.packets import (
     Puback,
     Pubcomp,
     Pubrec,
-    Pubrel,
     Suback,
     Unsuback,
 )
@@ -48,7 +47,6 @@ from mqttd.core.properties import Properties
 from mqttd.core.router import ListenerInfo, Router
 from mqttd.core.session import Session
 from mqttd.core.trie import Matched
-from mqttd.core.wire import packet_id_bytes
 
 INFINITY: Final = float("inf")
 _PUBACK: Final = b"\x40\x02"
@@ -186,13 +184,27 @@ class Connection(Handshake):
         session = self.session
         assert session is not None
         flags = first & 15
+        if end - pos == 2 and spec.PUBREC <= kind <= spec.PUBCOMP:
+            # The usual short form: success, and nothing but the identifier.
+            packet_id = (data[pos] << 8) | data[pos + 1]
+            if packet_id and first == 0x50:
+                if not session.on_pubrec(packet_id, 0, now):
+                    self.send_pubrel(packet_id, spec.PACKET_IDENTIFIER_NOT_FOUND, 0)
+                return
+            if packet_id and first == 0x62:
+                self._on_pubrel(session, packet_id)
+                return
+            if packet_id and first == 0x70:
+                session.on_pubcomp(packet_id, now)
+                return
         if kind == spec.PUBREC:
             pubrec = decode_pubrec(data, pos, end, flags, self.version)
             known = session.on_pubrec(pubrec.packet_id, pubrec.reason, now)
             if not known and pubrec.reason < 0x80:
                 self.send_pubrel(pubrec.packet_id, spec.PACKET_IDENTIFIER_NOT_FOUND, 0)
         elif kind == spec.PUBREL:
-            self._on_pubrel(decode_pubrel(data, pos, end, flags, self.version))
+            pubrel = decode_pubrel(data, pos, end, flags, self.version)
+            self._on_pubrel(session, pubrel.packet_id)
         elif kind == spec.PUBCOMP:
             pubcomp = decode_pubcomp(data, pos, end, flags, self.version)
             session.on_pubcomp(pubcomp.packet_id, now)
@@ -251,6 +263,14 @@ class Connection(Handshake):
                 expires_at,
                 self.client_id,
             )
+            if first & 9 == 0 and not alias and not expires_at:
+                # Neither DUP nor RETAIN, and nothing to change: what came around the identifier
+                # serves a receiver of the same version at the same QoS.
+                message.split_as_received(
+                    data[start : fields.rest_at - 2],
+                    message.payload if self.version < 5 else data[fields.rest_at : end],
+                    qos | 8 if self.version >= 5 else qos,
+                )
             if qos == 1:
                 self._publish_qos1(fields.packet_id, message, matched, session, reserved, now)
             elif qos == 2:
@@ -284,20 +304,20 @@ class Connection(Handshake):
             return
         barrier = self.router.retain(message) if message.retain else 0
         found = self.router.route(message, matched, session, now)
+        waits_for: Message | None = None
+        frees = False
+        if message.undurable:
+            if barrier == 0:
+                waits_for = message  # nothing but its deliveries: the last to settle frees it
+            barrier = self.journal.seq
+        if barrier or self._held is not None:
+            self.inbound_open += 1
+            frees = True
         if found == 0 and self.version >= 5:
-            frame = encode.encode_puback(
-                Puback(packet_id, spec.NO_MATCHING_SUBSCRIBERS), self.version
-            )
-        else:
-            frame = _PUBACK + packet_id_bytes(packet_id)  # [MQTT-4.3.2-4] [MQTT-2.2.1-5]
-        if message.undurable == 0 and barrier == 0 and self._held is None:
-            self.send(frame)
-            return
-        self.inbound_open += 1
-        if barrier == 0 and message.undurable:
-            self.promise(frame, self.journal.seq, message, True)
-        else:
-            self.promise(frame, self.journal.seq if message.undurable else barrier, None, True)
+            puback = Puback(packet_id, spec.NO_MATCHING_SUBSCRIBERS)
+            self.promise(encode.encode_puback(puback, self.version), barrier, waits_for, frees)
+        else:  # [MQTT-4.3.2-4] [MQTT-2.2.1-5]
+            self.promise_ack(_PUBACK, packet_id, barrier, waits_for, frees)
 
     def _publish_qos2(
         self,
@@ -314,7 +334,7 @@ class Connection(Handshake):
             if serial != self.serial:
                 session.inbound[packet_id] = self.serial
                 self.inbound_open += 1
-            self.promise(_PUBREC + packet_id_bytes(packet_id), session.inbound_barrier, None, False)
+            self.promise_ack(_PUBREC, packet_id, session.inbound_barrier, None, False)
             return
         if self.inbound_open >= self._receive_maximum:
             self._overrun()
@@ -336,17 +356,12 @@ class Connection(Handshake):
         if message.undurable:
             barrier = self.journal.seq
         if found == 0 and self.version >= 5:
-            frame = encode.encode_pubrec(
-                Pubrec(packet_id, spec.NO_MATCHING_SUBSCRIBERS), self.version
-            )
-        else:
-            frame = _PUBREC + packet_id_bytes(packet_id)  # [MQTT-4.3.3-8]
-        self.promise(frame, barrier, None, False)
+            pubrec = Pubrec(packet_id, spec.NO_MATCHING_SUBSCRIBERS)
+            self.promise(encode.encode_pubrec(pubrec, self.version), barrier, None, False)
+        else:  # [MQTT-4.3.3-8]
+            self.promise_ack(_PUBREC, packet_id, barrier, None, False)
 
-    def _on_pubrel(self, pubrel: Pubrel) -> None:
-        session = self.session
-        assert session is not None
-        packet_id = pubrel.packet_id
+    def _on_pubrel(self, session: Session, packet_id: int) -> None:
         serial = session.inbound.pop(packet_id, -1)
         if serial < 0:
             reason = spec.PACKET_IDENTIFIER_NOT_FOUND if self.version >= 5 else spec.SUCCESS
@@ -362,7 +377,7 @@ class Connection(Handshake):
             barrier = self.journal.record(journal.INBOUND_DROP, session.client_id, "", packet_id)
             session.inbound_barrier = barrier
         # [MQTT-4.3.3-11] [MQTT-4.3.3-12]: the identifier may be used anew once PUBCOMP is out.
-        self.promise(_PUBCOMP + packet_id_bytes(packet_id), barrier, None, serial == self.serial)
+        self.promise_ack(_PUBCOMP, packet_id, barrier, None, serial == self.serial)
 
     def _on_puback(self, first: int, data: bytes, pos: int, end: int, now: float) -> None:
         session = self.session

@@ -261,6 +261,7 @@ class PublishFields:
         self.topic_alias = 0
         self.message_expiry = -1
         self.subscription_ids: list[int] | None = None
+        self.rest_at = 0  # what follows the topic and the packet identifier
         self.payload_at = 0
 
 
@@ -292,6 +293,7 @@ def scan_publish(
     fields.packet_id = 0
     if qos:  # [MQTT-2.2.1-2]
         fields.packet_id, pos = _read_packet_id(data, pos, end)
+    fields.rest_at = pos
 
     if version == spec.MQTT5:
         (

@@ -66,6 +66,12 @@ class Message:
         self.layout = layout
         self.head = frame
 
+    def split_as_received(self, head: bytes, tail: bytes, layout: int) -> None:
+        """Use what came before and after the packet identifier, for receivers of `layout`."""
+        self.layout = layout
+        self.head = head
+        self.tail = tail
+
     def use(self, layout: int) -> None:
         """Make `head` and `tail` those of `layout` (see `layout_of`).
 

@@ -24,6 +24,7 @@ from mqttd.core.packets import Pubrel
 from mqttd.core.session import Context, Link
 from mqttd.core.wire import packet_id_bytes
 
+_PUBREL: Final = b"\x62\x02"
 _ALIAS_SIZE: Final = 3  # bytes of the property: a shorter topic is cheaper than its alias
 _ALIAS_CANDIDATES: Final = 1024  # topics watched for becoming hot; then the count starts anew
 
@@ -86,6 +87,22 @@ class Outbound(Link):
             return
         self._out.append(frame)
         self._out_size += len(frame)
+        self.counters.packets_sent += 1
+        if not self.dirty:
+            self.dirty = True
+            self.dirty_list.append(self)
+
+    def send_ack(self, head: bytes, packet_id: int) -> None:
+        """Append a successful acknowledgement: `head` is its first two bytes."""
+        if self.closed:
+            return
+        if self.max_send and self.max_send < 4:
+            self.unsendable()
+            return
+        out = self._out
+        out.append(head)
+        out.append(packet_id_bytes(packet_id))
+        self._out_size += 4
         self.counters.packets_sent += 1
         if not self.dirty:
             self.dirty = True
@@ -243,9 +260,22 @@ class Outbound(Link):
     # Acknowledgements.
 
     def send_pubrel(self, packet_id: int, reason: int, barrier: int) -> None:
-        self.promise(
-            encode.encode_pubrel(Pubrel(packet_id, reason), self.version), barrier, None, False
-        )
+        if reason:
+            frame = encode.encode_pubrel(Pubrel(packet_id, reason), self.version)
+            self.promise(frame, barrier, None, False)
+        else:
+            self.promise_ack(_PUBREL, packet_id, barrier, None, False)
+
+    def promise_ack(
+        self, head: bytes, packet_id: int, barrier: int, message: Message | None, frees: bool
+    ) -> None:
+        """`promise`, for a successful acknowledgement that begins with `head`."""
+        if self._held is None and barrier <= self.journal.committed:
+            if frees:
+                self.inbound_open -= 1
+            self.send_ack(head, packet_id)
+            return
+        self._hold(Held(head + packet_id_bytes(packet_id), barrier, message, frees, False))
 
     def promise(self, frame: bytes, barrier: int, message: Message | None, frees: bool) -> None:
         """Send an acknowledgement once what it promises is durable; in order of the requests."""

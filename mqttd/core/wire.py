@@ -23,6 +23,10 @@ _SHORT: Final = "a field runs past the end of the packet"
 # allocation.
 _BYTE: Final[list[bytes]] = [bytes((n,)) for n in range(256)]
 
+# The two bytes of each packet identifier, made when it is first used: identifiers come again and
+# again, and every QoS 1 and 2 packet carries one.
+_IDENTIFIERS: Final[list[bytes]] = [b""] * 65536
+
 
 def read_u8(data: bytes, pos: int, end: int) -> tuple[int, int]:
     if pos >= end:
@@ -155,4 +159,7 @@ def string(value: str) -> bytes:
 
 def packet_id_bytes(packet_id: int) -> bytes:
     """The two bytes of a packet identifier, which is known to lie in 1..65535."""
-    return _BYTE[packet_id >> 8] + _BYTE[packet_id & 0xFF]
+    known = _IDENTIFIERS[packet_id]
+    if not known:
+        known = _IDENTIFIERS[packet_id] = _BYTE[packet_id >> 8] + _BYTE[packet_id & 0xFF]
+    return known
