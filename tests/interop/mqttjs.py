@@ -28,7 +28,7 @@ SOURCE = Path(__file__).parent / "node"
 
 def install(target: Path) -> Path:
     """Install MQTT.js into `target` if it isn't there; the directory for NODE_PATH."""
-    npm = need("npm")
+    need("node")
     target.mkdir(parents=True, exist_ok=True)
     names = ("package.json", "package-lock.json")
     wanted = "".join((SOURCE / name).read_text() for name in names)
@@ -36,9 +36,9 @@ def install(target: Path) -> Path:
     with (target / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not stamp.exists() or stamp.read_text() != wanted:
+            command = [need("npm"), "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
             for name in names:
                 shutil.copy(SOURCE / name, target)
-            command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
             done = subprocess.run(command, cwd=target, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 text = f"npm can't install MQTT.js ({' '.join(command)} in {target}):"
