@@ -113,6 +113,22 @@ def test_a_frame_that_needs_no_change_is_passed_on_as_it_came() -> None:
     assert message.head is received
 
 
+@pytest.mark.parametrize("version", [spec.MQTT311, spec.MQTT5])
+@pytest.mark.parametrize("qos", [1, 2])
+def test_a_frame_split_around_its_identifier_serves_receivers_of_its_layout(
+    version: int, qos: int
+) -> None:
+    original = make_message(b"payload", qos, properties=PROPERTIES)
+    received = expected(original, version, False, qos)
+    at = received.index(b"\x12\x34")
+    message = make_message(b"payload", qos, properties=PROPERTIES)
+    layout = layout_of(version, False, qos)
+    message.split_as_received(received[:at], received[at + 2 :], layout)
+    assert (message.layout, message.head) == (layout, received[:at])
+    assert frame(message, version, True, 1) == expected(original, version, True, 1)
+    assert frame(message, version, False, qos) == received
+
+
 def once(message: Message, version: int = 5, **values: object) -> Publish:
     """A frame for one receiver, decoded."""
     arguments: dict[str, object] = {

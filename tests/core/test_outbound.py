@@ -51,6 +51,20 @@ def test_an_outbound_leaves_two_questions_to_the_connection() -> None:
 # What the shell sees.
 
 
+def test_the_usual_acknowledgement_is_an_answer_like_any_other() -> None:
+    rig = Rig()
+    link = rig.link()
+    link.send_ack(b"\x40\x02", 7)
+    link.send_ack(b"\x70\x02", 300)
+    assert rig.dirty == [link]
+    assert link.backlog() == 8
+    assert rig.counters.packets_sent == 2
+    assert link.data_to_send() == FRAME + b"\x70\x02\x01\x2c"
+    link.finish()
+    link.send_ack(b"\x40\x02", 7)
+    assert link.data_to_send() == b""
+
+
 def test_frames_leave_in_the_order_they_were_appended() -> None:
     rig = Rig()
     link = rig.link()
@@ -160,6 +174,22 @@ def test_an_answer_is_compared_with_the_limit_too() -> None:
     with pytest.raises(AssertionError, match="unsendable"):
         link.send(FRAME)
     assert link.data_to_send() == FRAME
+
+
+def test_an_acknowledgement_of_four_bytes_is_compared_too() -> None:
+    """[MQTT-3.1.2-24]"""
+    link = Rig().link()
+    link.max_send = 4
+    link.send_ack(b"\x40\x02", 7)
+    link.max_send = 3
+    with pytest.raises(AssertionError, match="unsendable"):
+        link.send_ack(b"\x40\x02", 7)
+    assert link.data_to_send() == FRAME
+    client = Harness().client("c")
+    client.connection.max_send = 3
+    client.publish("t", b"x", 1)
+    client.expect_nothing()
+    assert client.closed
 
 
 def test_a_connection_ends_over_an_answer_that_its_client_cannot_take() -> None:
@@ -310,17 +340,26 @@ def test_a_promise_with_nothing_at_stake_leaves_at_once() -> None:
     assert link.inbound_open == 2
     link.promise(OTHER, 0, None, True)
     assert link.inbound_open == 1
-    assert link.data_to_send() == FRAME + OTHER
+    link.promise_ack(b"\x40\x02", 7, 0, None, False)
+    assert link.inbound_open == 1
+    link.promise_ack(b"\x40\x02", 8, 0, None, True)
+    assert link.inbound_open == 0
+    assert link.data_to_send() == (FRAME + OTHER) * 2
 
 
-def test_promises_leave_in_the_order_of_the_requests() -> None:
+@pytest.mark.parametrize("short", [False, True])
+def test_promises_leave_in_the_order_of_the_requests(short: bool) -> None:
     """[MQTT-4.6.0-2] [MQTT-4.6.0-3] also the one that had nothing to wait for."""
     rig = Rig(durable=True)
     link = rig.link()
     link.inbound_open = 2
     barrier = rig.journal.record(1, "c")
-    link.promise(FRAME, barrier, None, True)
-    link.promise(OTHER, 0, None, True)
+    if short:
+        link.promise_ack(b"\x40\x02", 7, barrier, None, True)
+        link.promise_ack(b"\x40\x02", 8, 0, None, True)
+    else:
+        link.promise(FRAME, barrier, None, True)
+        link.promise(OTHER, 0, None, True)
     assert link.data_to_send() == b""
     assert link.inbound_open == 2
     assert list(rig.context.holding) == [link]
