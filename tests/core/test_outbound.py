@@ -185,7 +185,7 @@ def test_an_acknowledgement_of_four_bytes_is_compared_too() -> None:
     with pytest.raises(AssertionError, match="unsendable"):
         link.send_ack(b"\x40\x02", 7)
     assert link.data_to_send() == FRAME
-    client = Harness().client("c")
+    client = Harness().client("c", version=4)
     client.connection.max_send = 3
     client.publish("t", b"x", 1)
     client.expect_nothing()
