@@ -19,6 +19,7 @@ from mqttd.core.packets import (
 )
 from tests.harness import Harness
 from tests.hostile_kit import attacker, growth
+from tests.spec import raw
 from tests.spec.kit import (
     alive,
     dropped,
