@@ -22,20 +22,25 @@ import sys
 from typing import Final
 
 from mqttd import log
-from mqttd.config import Config, ListenerConfig
+from mqttd.config import Config, ListenerConfig, StorageConfig
 from mqttd.core.broker import Broker
 from mqttd.core.router import Event
 from mqttd.net.flow import Flow
 from mqttd.net.listener import Endpoint, Listener, ListenError
 from mqttd.net.tls import Tls
-from mqttd.store.base import Store
+from mqttd.store.base import Store, StoreError
 from mqttd.store.committer import Committer
 from mqttd.store.memory import MemoryStore
+from mqttd.store.sqlite import SqliteStore
 
 logger: Final = logging.getLogger("mqttd")
 
 DRAIN_GRACE: Final = 5.0
 """Seconds that clients get on shutdown to take what is left for them, and to close."""
+
+# The store's thread asks for the interpreter between any two statements, and a busy loop keeps it
+# for so long: at 5 ms, which is usual, a commit would wait longer for that than for the disk.
+_SWITCH_INTERVAL: Final = 0.0005
 
 _LEVELS: Final = {"pingpong": logging.WARNING, "bug": logging.ERROR}
 
@@ -45,7 +50,7 @@ class App:
 
     def __init__(self, config: Config, store: Store | None = None) -> None:
         self.config = config
-        self.store = MemoryStore() if store is None else store
+        self.store = store_of(config.storage) if store is None else store
         self.listeners: list[Listener] = []
         self._flow: Flow | None = None
         self._committer: Committer | None = None
@@ -60,15 +65,14 @@ class App:
         return self._flow.broker
 
     async def start(self) -> None:
-        """Load, then listen. ListenError if an address can't be had."""
+        """Load, then listen. StoreError or ListenError where that isn't possible."""
         store = self.store
         broker = Broker(self.config.to_settings(), store.durable)
         # Nobody else may guess the client id that the broker assigns.
         broker.new_client_id = _random_client_id
         await store.load(broker)
-        flow = Flow(
-            broker, asyncio.get_running_loop(), _log_event, self._kick if store.durable else None
-        )
+        commit = self._kick if store.durable else None
+        flow = Flow(broker, asyncio.get_running_loop(), _log_events, commit)
         self._flow = flow
         if store.durable:
             self._committer = Committer(store, broker, flow.schedule, self._fail)
@@ -108,10 +112,12 @@ class App:
         try:
             try:
                 await self.start()
-            except ListenError as error:
+            except (ListenError, StoreError) as error:
                 print(f"mqttd: {error}", file=sys.stderr)
                 return 1
             _tune_garbage_collection()
+            if self.store.durable:
+                sys.setswitchinterval(_SWITCH_INTERVAL)
             for listener in self.listeners:
                 for url in listener.urls:
                     print(f"listening {listener.endpoint.name} {url}")
@@ -145,6 +151,13 @@ class App:
         log.event(logger, "reload", reason="certificates; other changes need a restart")
 
 
+def store_of(storage: StorageConfig) -> Store:
+    """Where the configuration wants state to be kept."""
+    if storage.path == ":memory:":
+        return MemoryStore()
+    return SqliteStore(storage.path, storage.durability)
+
+
 def endpoint_of(listener: ListenerConfig) -> Endpoint:
     """The configuration of one listener as `net` wants it."""
     tls = None
@@ -175,14 +188,21 @@ def _random_client_id() -> str:
     return "auto-" + secrets.token_hex(10)
 
 
-def _log_event(event: Event) -> None:
-    log.event(
+def _log_events(events: list[Event]) -> None:
+    log.events(
         logger,
-        event.kind,
-        level=_LEVELS.get(event.kind, logging.INFO),
-        client=event.client_id,
-        peer=event.peer or None,
-        reason=event.reason or None,
+        [
+            (
+                event.kind,
+                _LEVELS.get(event.kind, logging.INFO),
+                {
+                    "client": event.client_id,
+                    "peer": event.peer or None,
+                    "reason": event.reason or None,
+                },
+            )
+            for event in events
+        ],
     )
 
 

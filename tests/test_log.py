@@ -125,3 +125,69 @@ def test_setup_again_replaces(capsys: pytest.CaptureFixture[str]) -> None:
     log.event(LOGGER, "connect", client="a")
     assert first.getvalue() == ""
     assert capsys.readouterr().err.endswith(" INFO connect client=a\n")
+
+
+BATCH: list[tuple[str, int, dict[str, object]]] = [
+    ("connect", logging.INFO, {"client": "a\nb", "peer": "10.0.0.8:1"}),
+    ("noise", logging.DEBUG, {"client": "c"}),
+    ("pingpong", logging.WARNING, {"client": "d", "peer": None}),
+]
+
+
+def test_many_events_are_one_write() -> None:
+    writes: list[str] = []
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            writes.append(text)
+            return super().write(text)
+
+    stream = Stream()
+    log.setup("info", log.TEXT, stream)
+    log.events(LOGGER, BATCH)
+    log.events(LOGGER, [])
+    assert len(writes) == 1
+    first, second = stream.getvalue().splitlines()
+    assert first.endswith(r" INFO connect client=a\nb peer=10.0.0.8:1")
+    assert second.endswith(" WARNING pingpong client=d")
+
+
+def test_handlers_of_somebody_else_get_each_event(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        log.events(LOGGER, BATCH)
+    assert [record.getMessage() for record in caplog.records] == ["connect", "pingpong"]
+
+
+@pytest.mark.parametrize("what", ["filter", "handler", "propagate", "disabled"])
+def test_what_stands_between_a_logger_and_the_stream_counts(what: str) -> None:
+    stream, own = lines(log.TEXT), io.StringIO()
+    parent = logging.getLogger("mqttd.between")
+    logger = logging.getLogger("mqttd.between.us")
+    handler = logging.StreamHandler(own)
+    try:
+        if what == "filter":
+            logger.addFilter(lambda record: record.getMessage() == "connect")
+        elif what == "handler":
+            parent.addHandler(handler)
+        elif what == "propagate":
+            parent.propagate = False
+        else:
+            logger.disabled = True
+        log.events(logger, BATCH)
+    finally:
+        logger.filters.clear()
+        parent.removeHandler(handler)
+        parent.propagate = True
+        logger.disabled = False
+    shown = [line.split()[2] for line in stream.getvalue().splitlines()]
+    expected = {"filter": ["connect"], "handler": ["connect", "pingpong"]}
+    assert shown == expected.get(what, [])
+    assert own.getvalue().split() == (["connect", "pingpong"] if what == "handler" else [])
+
+
+def test_a_stream_that_fails_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    log.setup("info", log.TEXT, stream)
+    stream.close()
+    log.events(LOGGER, BATCH)
+    assert "--- Logging error ---" in capsys.readouterr().err

@@ -53,7 +53,7 @@ class Flow:
         self,
         broker: Broker,
         loop: asyncio.AbstractEventLoop,
-        on_event: Callable[[Event], None],
+        on_events: Callable[[list[Event]], None],
         commit: Callable[[], None] | None = None,
     ) -> None:
         self.broker = broker
@@ -63,7 +63,7 @@ class Flow:
         self.scheduled = False
         self._first_look = min(_FIRST_LOOK, broker.settings.connect_timeout)
         self._crowded = resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 15 // 16
-        self._on_event = on_event
+        self._on_events = on_events
         self._commit = commit
         self._flush = self.flush
         self._timer: asyncio.TimerHandle | None = None
@@ -182,8 +182,7 @@ class Flow:
         events = self.broker.events
         batch = events.copy()
         events.clear()
-        for event in batch:
-            self._on_event(event)
+        self._on_events(batch)
 
     # The end.
 

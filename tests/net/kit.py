@@ -131,7 +131,9 @@ class Served:
         self.flow = Flow(
             broker,
             asyncio.get_running_loop(),
-            lambda event: self.events.append((event.kind, event.client_id, event.reason)),
+            lambda events: self.events.extend(
+                (event.kind, event.client_id, event.reason) for event in events
+            ),
         )
         self.listeners: list[Listener] = []
 
