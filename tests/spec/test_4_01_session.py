@@ -140,10 +140,27 @@ def test_expired_session_leaves_nothing_behind() -> None:
     c.drop()
     publish(pub, "t", b"queued", qos=1)
     h.advance(11)
+    assert publish(pub, "t", b"later", qos=1) == spec.NO_MATCHING_SUBSCRIBERS
     back = resume(h)
     assert messages(back) == []
     publish(pub, "t", b"later", qos=1)
     assert messages(back) == []
+
+
+@pytest.mark.parametrize("end", ["drop", "disconnect", "take-over"])
+def test_session_that_ends_takes_its_subscriptions_along(end: str) -> None:
+    # [MQTT-4.1.0-2] [MQTT-3.1.2-4]
+    h = Harness()
+    c = h.client("c")
+    for topic_filter in ("t", "t/#", "$share/g/t"):
+        c.subscribe(topic_filter, qos=1)
+    if end == "drop":
+        c.drop()
+    elif end == "disconnect":
+        c.disconnect()
+    else:
+        h.client("c")
+    assert publish(h.client("pub"), "t", qos=1) == spec.NO_MATCHING_SUBSCRIBERS
 
 
 def test_many_sessions_expire_each_at_its_time() -> None:

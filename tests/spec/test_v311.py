@@ -167,8 +167,8 @@ def test_refusal_has_no_session_present(version: int) -> None:
 def test_server_that_shuts_down_is_unavailable(version: int, codes: tuple[int, ...]) -> None:
     # 3.1.1, 3.2.2.3: return code 3; [MQTT-3.2.2-8]
     h = Harness()
+    h.broker.drain(h.now)
     c = h.open(version=version)
-    h.broker.draining = True
     c.send_raw(raw.connect(b"c", version))
     raw.connect_refused(c, codes)
 
