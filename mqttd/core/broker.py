@@ -13,7 +13,7 @@ over all sessions but `drain` and `balance`.
 """
 
 from heapq import heappop, heappush
-from typing import Final
+from typing import Any, Final
 
 from mqttd.core import journal, spec
 from mqttd.core.connection import Connection
@@ -57,6 +57,7 @@ class Broker(Router):
         self.sessions: dict[str, Session] = {}
         self.connections: dict[Outbound, None] = {}
         self.draining: bool = False
+        self.slow: list[Outbound] = []  # what `collect` left to the shell
         self._serial: int = 0
         self._deadlines: list[Deadline] = []
         self._order: int = 0
@@ -74,6 +75,18 @@ class Broker(Router):
         self.counters.connections += 1
         self.counters.connections_total += 1
         return connection
+
+    def collect(self) -> list[tuple[Any, bytes]]:
+        """Empty `dirty`: what to write for whom. The others are left in `slow`."""
+        out: list[tuple[Any, bytes]] = []
+        dirty = self.dirty
+        for connection in dirty:
+            if connection.blocked or connection.closing or connection.attention:
+                self.slow.append(connection)
+            else:
+                out.append((connection.shell, connection.data_to_send()))
+        dirty.clear()
+        return out
 
     @property
     def ready(self) -> bool:

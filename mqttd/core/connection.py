@@ -72,17 +72,18 @@ class Connection(Handshake):
 
     # What the shell calls.
 
-    def receive_data(self, data: bytes, now: float) -> None:
-        """Act on bytes from the client."""
+    def receive_data(self, data: bytes, now: float) -> bool:
+        """Act on bytes from the client. True: the shell should see whether to go on reading."""
         if self.state == CLOSED:
-            return
+            return False
         self.counters.bytes_received += len(data)
         framer = self._framer
         if self.state == NEW and framer.pending == 0 and data and data[0] >> 4 != spec.CONNECT:
             self._not_connect()  # [MQTT-3.1.0-1] whatever length it announces
-            return
+            return False
         framer.feed(data)
         self.run(now)
+        return self.suspended or self.blocked
 
     def next_deadline(self) -> float:
         """When `handle_timeout` wants to be called; infinity for never."""
@@ -117,10 +118,12 @@ class Connection(Handshake):
 
     def pause_writing(self) -> None:
         """The kernel's buffer is full."""
+        self.blocked = True
         self.writable = False
 
     def resume_writing(self, now: float) -> None:
         """The kernel takes bytes again."""
+        self.blocked = False
         if self.state == OPEN and self.session is not None and self.session.link is self:
             self.writable = self.established
             self.session.pump(now)

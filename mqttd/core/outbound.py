@@ -13,7 +13,7 @@ settled); a connection with something to write stands in `dirty_list` exactly on
 """
 
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
 from mqttd.core import counters as count
 from mqttd.core import encode
@@ -52,6 +52,9 @@ class Outbound(Link):
         self.journal: Journal = context.journal
         self.dirty_list = dirty_list
         self.dirty: bool = False
+        self.blocked: bool = False  # the kernel takes no more: output stays here
+        self.attention: bool = False  # the shell wants to look itself, see Broker.collect
+        self.shell: Any = None  # what the shell knows this connection by
         self.closing: bool = False  # after writing data_to_send, close the transport
         self.closed: bool = False  # nothing may be appended any more
         self.max_send: int = 0  # the client's Maximum Packet Size; 0 = none given

@@ -38,6 +38,7 @@ class Shell(Timed, Protocol):
     """One connection as the flow sees it."""
 
     conn: Connection
+    transport: asyncio.Transport
 
     def flush(self) -> None:
         """Write what the connection has to send; close if it wants to be closed."""
@@ -88,6 +89,7 @@ class Flow:
         now = monotonic()
         conn = self.broker.open(listener, peer, identity, now)
         self.shells[conn] = shell
+        conn.shell = shell
         if len(self.shells) >= self._crowded:
             self._crowded = 1 << 62  # once is enough
             logger.warning("%d connections: file descriptors run out", len(self.shells))
@@ -138,9 +140,16 @@ class Flow:
         if self._commit is not None:
             self._commit()
         if dirty:
+            for writer, data in broker.collect():
+                try:
+                    writer.transport.write(data)
+                except Exception:
+                    self.fault(writer, "flush")
+                    writer.abort()
+        if broker.slow:
             shells = self.shells
-            batch = dirty.copy()
-            dirty.clear()
+            batch = broker.slow.copy()
+            broker.slow.clear()
             for conn in batch:
                 shell = shells.get(conn)
                 if shell is None:

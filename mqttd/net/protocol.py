@@ -92,16 +92,14 @@ class StreamProtocol(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=high, low=0)
 
     def data_received(self, data: bytes) -> None:
-        conn = self.conn
         flow = self.flow
         try:
-            conn.receive_data(data, monotonic())
+            if self.conn.receive_data(data, monotonic()):
+                self._hold()
         except Exception:
             flow.fault(self, "receive_data")
         if not flow.scheduled:
             flow.schedule()
-        if conn.suspended or self.paused:
-            self._hold()
 
     def flush(self) -> None:
         conn = self.conn
@@ -117,6 +115,7 @@ class StreamProtocol(asyncio.Protocol):
             self._finish(wrote)
         elif self.held and not self.paused and not conn.suspended:
             self.held = False
+            conn.attention = False
             self.transport.resume_reading()
 
     def pause_writing(self) -> None:
@@ -160,6 +159,7 @@ class StreamProtocol(asyncio.Protocol):
             return
         if conn.suspended or conn.backlog() > self.flow.broker.settings.write_buffer:
             self.held = True
+            conn.attention = True
             self.transport.pause_reading()
 
     def _finish(self, wrote: bool) -> None:
