@@ -13,7 +13,7 @@ STATIC := mqttd device_sim tools bench tests
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-.PHONY: help run test suite lint format types conformance bench fuzz coverage clean
+.PHONY: help run test suite lint format types conformance check-conformance bench fuzz coverage clean
 
 help:
 	@echo 'make run          start the broker (ARGS="-c config/dev.yaml")'
@@ -86,8 +86,11 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-conformance: $(BIN)/python
+conformance: $(VENV)/.run
 	$(BIN)/python tools/conformance.py
+
+check-conformance: $(VENV)/.run
+	$(BIN)/python tools/conformance.py --check
 
 suite: $(VENV)/.test
 	$(BIN)/pytest $(ARGS)
@@ -103,8 +106,7 @@ define pytest
 	fi
 endef
 
-test: lint build/compiled/.done build/pure/.done
-	$(BIN)/python tools/conformance.py --check
+test: lint check-conformance build/compiled/.done build/pure/.done
 	$(call pytest,compiled,uvloop)
 	$(call pytest,pure,asyncio)
 	$(call pytest,compiled,asyncio,-m loop)
