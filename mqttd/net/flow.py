@@ -100,6 +100,7 @@ class Flow:
         """The transport of a connection is gone."""
         self.wheel.remove(shell)
         self.shells.pop(shell.conn, None)
+        shell.conn.shell = None  # the two halves point at each other: leave no cycle
         try:
             shell.conn.connection_lost(monotonic())
         except Exception:
