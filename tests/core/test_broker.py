@@ -170,6 +170,26 @@ def test_a_broker_that_ends_says_so_and_takes_nobody_in() -> None:
     assert refusal(late) == spec.SERVER_UNAVAILABLE
 
 
+def test_what_is_to_be_written_is_handed_out_in_one_list() -> None:
+    """All but what the shell has to look at itself."""
+    h = Harness()
+    names = ("plain", "blocked", "watched", "closing")
+    plain, blocked, watched, closing = (h.client(name).connection for name in names)
+    for connection, name in zip((plain, blocked, watched, closing), names, strict=True):
+        connection.shell = name
+    blocked.pause_writing()
+    watched.attention = True
+    for connection in (plain, blocked, watched):
+        connection.receive_data(b"\xc0\x00", h.now)
+    closing.close(spec.ADMINISTRATIVE_ACTION, "", h.now)
+    assert h.broker.collect() == [("plain", b"\xd0\x00")]
+    assert h.broker.dirty == []
+    assert h.broker.slow == [blocked, watched, closing]
+    assert h.broker.collect() == []
+    plain.receive_data(b"\xc0\x00", h.now)
+    assert h.broker.collect() == [("plain", b"\xd0\x00")]
+
+
 # Deadlines.
 
 

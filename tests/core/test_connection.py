@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqttd.core import spec
+from mqttd.core.auth import Verdict
 from mqttd.core.connection import INFINITY
+from mqttd.core.encode import encode_packet
 from mqttd.core.errors import ProtocolError
 from mqttd.core.handshake import CLOSED, OPEN
 from mqttd.core.packets import (
@@ -143,6 +145,28 @@ def test_a_reader_that_lags_is_written_to_when_it_reads() -> None:
     client.expect_nothing()
     client.resume()
     assert [packet.payload for packet in client.messages()] == [b"x"]
+
+
+def test_the_shell_learns_when_it_should_not_go_on_reading() -> None:
+    """While the client does not read its answers, or a decider is awaited."""
+    h = Harness()
+    client = h.client("c").connection
+    assert not client.receive_data(b"\xc0\x00", h.now)
+    client.pause_writing()
+    assert client.receive_data(b"\xc0\x00", h.now)
+    client.resume_writing(h.now)
+    assert not client.receive_data(b"\xc0\x00", h.now)
+    client.close(spec.ADMINISTRATIVE_ACTION, "", h.now)
+    assert not client.receive_data(b"\xc0\x00", h.now)
+    stranger = h.open().connection
+    assert not stranger.receive_data(b"GET / HTTP/1.1", h.now)
+
+    def later(connection: object, packet: Connect) -> Verdict | None:
+        return None
+
+    h.broker.hooks.authenticate = later
+    frame = encode_packet(Connect(client_id="d"), 5)
+    assert h.open().connection.receive_data(frame, h.now)
 
 
 def test_a_fault_of_ours_ends_one_connection() -> None:
