@@ -104,6 +104,8 @@ class Harness:
                 name, version, clean, keep_alive, client_id, will, username, password, properties
             )
         )
+        if self.durable and not client.received:
+            self.commit()  # a session that is resumed or replaced is a promise
         client.connack = client.expect(Connack)
         assert client.connack.reason == 0, f"refused: {client.connack!r}"
         return client

@@ -218,6 +218,7 @@ class Broker(Router):
             session.barrier = dropped
             self.sessions[client_id] = session
         session.resumed = resumed  # [MQTT-3.2.2-2] [MQTT-3.2.2-3]
+        had_will = session.will is not None
         session.will_at = 0.0  # [MQTT-3.1.3-9] back in time: the delayed will is not published
         session.will = connect.will  # [MQTT-3.1.2-7]
         session.expiry_interval = wanted_expiry(connect, self.settings)
@@ -226,9 +227,14 @@ class Broker(Router):
         if session.durable or was_durable:
             session.stored = True
             barrier = self.journal.record(journal.SESSION_SAVE, client_id)
+            if had_will or session.will is not None:
+                self.journal.record(journal.WILL_SAVE, client_id)
             if resumed:
-                # Session Present 1 promises that the session is there after a crash as well.
+                # Session Present 1 promises that the session is there after a crash as well, and
+                # that neither its old deadline nor its old will comes true by one.
                 session.barrier = max(session.barrier, session.row_barrier)
+                if session.expires_at or had_will:
+                    session.barrier = barrier
             if not session.row_barrier:
                 session.row_barrier = barrier
         return session
@@ -281,6 +287,18 @@ class Broker(Router):
             self._end_session(session, now)  # [MQTT-4.1.0-2]
         elif interval != NEVER:
             session.expires_at = now + interval
+            self._push(session.expires_at, session)
+        if session.durable and interval:
+            self.journal.record(journal.SESSION_SAVE, session.client_id)
+
+    def resume(self, session: Session, now: float) -> None:
+        """A session that was restored takes its place, unless it lasted only while connected."""
+        if session.expiry_interval == 0:
+            self._end_session(session, now)  # [MQTT-4.1.0-2]
+            return
+        if session.will_at:
+            self._push(session.will_at, session)
+        if session.expires_at:
             self._push(session.expires_at, session)
 
     def set_expiry(self, session: Session, interval: int) -> None:
@@ -371,7 +389,8 @@ class Broker(Router):
     def retain(self, message: Message) -> int:
         if not message.payload:  # [MQTT-3.3.1-6] [MQTT-3.3.1-7]
             if self.retained.remove(message.topic) is None:
-                return 0
+                # Gone already, but perhaps not yet for good.
+                return self.journal.last()
             return self.journal.record(journal.RETAINED_DROP, "", message.topic)
         self.retained.set(message.topic, message)  # [MQTT-3.3.1-5]
         return self.journal.record(journal.RETAINED_SAVE, "", message.topic, 0, message)

@@ -44,6 +44,7 @@ class Delivery:
         self.barrier: int = 0  # not to be sent before this journal batch is durable
         self.journalled: bool = False  # the journal has, or will have, a row for it
         self.serial: int = 0  # the store's row id; 0 while no batch holding it was taken
+        self.row: int = 0  # the store's row id of its message, which deliveries share
 
 
 class Window:
@@ -71,6 +72,11 @@ class Window:
         delivery.packet_id = packet_id
         deliveries[packet_id] = delivery
         return packet_id
+
+    def restore(self, delivery: Delivery) -> None:
+        """Keep a delivery that has its identifier from before a restart; in sending order."""
+        self._last_id = delivery.packet_id
+        self.deliveries[delivery.packet_id] = delivery
 
     def get(self, packet_id: int) -> Delivery | None:
         return self.deliveries.get(packet_id)

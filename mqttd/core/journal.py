@@ -30,7 +30,7 @@ INBOUND_ADD: Final = 8  # owner, number=packet id of an inbound QoS 2 exchange
 INBOUND_DROP: Final = 9  # owner, number
 RETAINED_SAVE: Final = 10  # name=topic, message
 RETAINED_DROP: Final = 11  # name=topic
-WILL_SAVE: Final = 12  # owner, message
+WILL_SAVE: Final = 12  # owner; the store reads the session's will from Broker.sessions
 WILL_DROP: Final = 13  # owner
 
 
@@ -52,6 +52,7 @@ class Op:
         self.number = number
         self.delivery = delivery
         self.message = message
+        self.serial: int = 0  # of the delivery's row; the delivery may get another one later
         self.elided: bool = False
 
 
@@ -74,7 +75,7 @@ class Journal:
         self._ops: list[Op] = []
         self._open: dict[int, Op] = {}  # id(delivery) → its DELIVERY_ADD, while not yet taken
         self._taken: list[Batch] = []
-        self._next_serial: int = 1
+        self.next_serial: int = 1  # set beyond those in use when rows were restored
 
     def record(
         self,
@@ -106,7 +107,9 @@ class Journal:
         if not delivery.journalled:
             return 0
         if id(delivery) not in self._open:
-            self._ops.append(Op(DELIVERY_UPDATE, owner, "", delivery.packet_id, delivery))
+            op = Op(DELIVERY_UPDATE, owner, "", delivery.packet_id, delivery)
+            op.serial = delivery.serial
+            self._ops.append(op)
         return self.seq
 
     def settle(self, owner: str, delivery: Delivery) -> bool:
@@ -116,7 +119,9 @@ class Journal:
         delivery.journalled = False
         op = self._open.pop(id(delivery), None)
         if op is None:
-            self._ops.append(Op(DELIVERY_SETTLE, owner, "", delivery.packet_id, delivery))
+            op = Op(DELIVERY_SETTLE, owner, "", delivery.packet_id, delivery)
+            op.serial = delivery.serial
+            self._ops.append(op)
             return False
         # Settled before it was written: then it is never written.
         op.elided = True
@@ -127,6 +132,10 @@ class Journal:
 
     def empty(self) -> bool:
         return not self._ops
+
+    def last(self) -> int:
+        """The barrier behind everything recorded so far."""
+        return self.seq if self._ops else self.seq - 1
 
     def take(self) -> Batch | None:
         """Close the open batch for one transaction; None when there is nothing to write.
@@ -141,8 +150,8 @@ class Journal:
             if op.kind == DELIVERY_ADD:
                 delivery = op.delivery
                 assert delivery is not None
-                delivery.serial = self._next_serial
-                self._next_serial += 1
+                op.serial = delivery.serial = self.next_serial
+                self.next_serial += 1
         batch = Batch(self.seq, ops)
         self._taken.append(batch)
         self._ops = []
