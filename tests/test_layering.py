@@ -24,7 +24,7 @@ CORE_LAYERS = (
         *("inflight", "journal", "session", "outbound", "shared"),
         *("auth", "handshake", "router", "connection"),
     ),
-    ("broker",),
+    ("broker", "restore"),
 )
 LEVELS = {f"mqttd.core.{name}": level for level, names in enumerate(CORE_LAYERS) for name in names}
 SIDES = ("mqttd.net", "mqttd.store", "mqttd.hooks")

@@ -13,9 +13,14 @@ when it raises, nothing later is committed either, since the order would be lost
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable
 
 from mqttd.core.broker import Broker
 from mqttd.core.journal import Batch
+
+
+class StoreError(Exception):
+    """The store can't be used, or not any longer; the text says why, to the operator."""
 
 
 class Store(ABC):
@@ -24,13 +29,20 @@ class Store(ABC):
     durable: bool
     """Whether anything outlives the process. If not, the core records nothing and holds nothing."""
 
+    behind: bool = False
+    """Whether acknowledgements may leave before the commit: written behind, promised nothing."""
+
     @abstractmethod
     async def load(self, broker: Broker) -> None:
         """Put what was kept into a fresh broker; called once, before anybody may connect."""
 
     @abstractmethod
-    async def commit(self, batch: Batch) -> None:
-        """Make the operations of `batch` durable, all of them or none."""
+    def commit(self, batch: Batch) -> Awaitable[None]:
+        """Make the operations of `batch` durable, all of them or none.
+
+        The core goes on meanwhile: what is to be known of the batch and the broker is read before
+        this call gives control back to the loop; where `behind` is set, before it returns.
+        """
 
     @abstractmethod
     async def close(self) -> None:

@@ -19,7 +19,8 @@ from time import monotonic
 from typing import Final
 
 from mqttd.core.broker import Broker
-from mqttd.store.base import Store
+from mqttd.core.journal import Batch
+from mqttd.store.base import Store, StoreError
 
 logger: Final = logging.getLogger("mqttd.store")
 
@@ -69,13 +70,24 @@ class Committer:
                 self._wanted.clear()
                 await self._wanted.wait()
                 continue
+            commit = self._store.commit(batch) if batch.ops else None
+            if self._store.behind:
+                self._report(batch)
             try:
-                if batch.ops:
-                    await self._store.commit(batch)
-            except Exception:
+                if commit is not None:
+                    await commit
+            except Exception as error:
                 self.failed = True
-                logger.critical("the store can't commit: acknowledgements stop here", exc_info=True)
+                # What the store itself says is for the operator; a traceback is for a bug.
+                trace = not isinstance(error, StoreError)
+                logger.critical(
+                    "the store can't commit, acknowledgements stop here: %s", error, exc_info=trace
+                )
                 self._on_failure()
                 return
-            broker.committed(batch.seq, monotonic())
-            self._on_committed()
+            if not self._store.behind:
+                self._report(batch)
+
+    def _report(self, batch: Batch) -> None:
+        self._broker.committed(batch.seq, monotonic())
+        self._on_committed()
