@@ -185,6 +185,7 @@ def endpoint_of(listener: ListenerConfig) -> Endpoint:
 
 
 def _random_client_id() -> str:
+    # [MQTT-3.2.2-16] 80 random bits: neither in use nor to be met in a stored session.
     return "auto-" + secrets.token_hex(10)
 
 

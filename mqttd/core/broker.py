@@ -200,7 +200,7 @@ class Broker(Router):
         if self.draining:
             raise ProtocolError(spec.SERVER_UNAVAILABLE, "", "server shutting down")
         client_id = connect.client_id
-        session = self.sessions.get(client_id)
+        session = self.sessions.get(client_id)  # [MQTT-3.1.3-2]
         if session is not None:
             if session.owner != owner:
                 return None
@@ -212,7 +212,7 @@ class Broker(Router):
             # [MQTT-3.1.2-4] [MQTT-3.1.4-4]
             dropped = self._end_session(session, now)
             session = None
-        resumed = session is not None
+        resumed = session is not None  # [MQTT-3.1.2-5]
         if session is None:  # [MQTT-3.1.2-6]
             session = Session(client_id, owner, self.context)
             session.barrier = dropped
@@ -285,7 +285,7 @@ class Broker(Router):
                 self._record_will(session)
         if interval == 0:
             self._end_session(session, now)  # [MQTT-4.1.0-2]
-        elif interval != NEVER:
+        elif interval != NEVER:  # [MQTT-3.1.2-23]
             session.expires_at = now + interval
             self._push(session.expires_at, session)
         if session.durable and interval:
@@ -436,13 +436,14 @@ class Broker(Router):
             session.barrier = self.journal.record(
                 journal.SUBSCRIPTION_SAVE, session.client_id, topic_filter
             )
-        return entry.qos  # [MQTT-3.8.4-7]
+        return entry.qos  # [MQTT-3.8.4-7] [MQTT-3.2.2-10]
 
     def unsubscribe(self, session: Session, topic_filter: str) -> int:
         subscription = session.subscriptions.pop(topic_filter, None)
         if subscription is None:
             return spec.NO_SUBSCRIPTION_EXISTED
         self._remove(session, subscription)
+        # [MQTT-3.10.4-3] the session's window and queue are left alone.
         session.stop_replays(subscription)
         if session.durable:
             session.barrier = self.journal.record(

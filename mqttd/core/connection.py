@@ -141,7 +141,7 @@ class Connection(Handshake):
         if self.established and self.version >= 5:  # [MQTT-3.14.0-1] never before CONNACK
             self._send_disconnect(code, reason)
         self._leave(True, now)
-        self.finish()
+        self.finish()  # [MQTT-3.14.4-2] [MQTT-4.13.2-1] whether DISCONNECT left or not
 
     def unsendable(self) -> None:
         # A client that can't take the answer it has a right to can only be let go.
@@ -274,14 +274,14 @@ class Connection(Handshake):
                     message.payload if self.version < 5 else data[fields.rest_at : end],
                     qos | 8 if self.version >= 5 else qos,
                 )
-            if qos == 1:
+            if qos == 1:  # [MQTT-3.3.4-1]
                 self._publish_qos1(fields.packet_id, message, matched, session, reserved, now)
             elif qos == 2:
                 self._publish_qos2(fields.packet_id, message, matched, session, reserved, now)
             elif reserved:
                 self.counters.publish_refused += 1
             else:
-                if message.retain:
+                if message.retain:  # [MQTT-3.3.1-8]
                     router.retain(message)
                 router.route(message, matched, session, now)
         elif reserved:
@@ -305,7 +305,8 @@ class Connection(Handshake):
         if reserved:
             self._deny(packet_id, False)
             return
-        barrier = self.router.retain(message) if message.retain else 0
+        barrier = self.router.retain(message) if message.retain else 0  # [MQTT-3.3.1-8]
+        # [MQTT-4.3.2-5] an identifier is never compared with that of another PUBLISH.
         found = self.router.route(message, matched, session, now)
         waits_for: Message | None = None
         frees = False
@@ -317,6 +318,7 @@ class Connection(Handshake):
             self.inbound_open += 1
             frees = True
         if found == 0 and self.version >= 5:
+            # [MQTT-3.4.2-2] [MQTT-3.4.2-3] [MQTT-3.1.2-29] no acknowledgement has properties.
             puback = Puback(packet_id, spec.NO_MATCHING_SUBSCRIBERS)
             self.promise(encode.encode_puback(puback, self.version), barrier, waits_for, frees)
         else:  # [MQTT-4.3.2-4] [MQTT-2.2.1-5]
@@ -353,12 +355,13 @@ class Connection(Handshake):
         # Routed at once, but sent on only when identifier and deliveries are durable together: a
         # crash in between can neither lose the message nor, by the client's resend, double it.
         message.barrier = barrier
-        if message.retain:
+        if message.retain:  # [MQTT-3.3.1-8]
             barrier = max(barrier, self.router.retain(message))
         found = self.router.route(message, matched, session, now)
         if message.undurable:
             barrier = self.journal.seq
         if found == 0 and self.version >= 5:
+            # [MQTT-3.5.2-2] [MQTT-3.5.2-3] [MQTT-3.1.2-29]
             pubrec = Pubrec(packet_id, spec.NO_MATCHING_SUBSCRIBERS)
             self.promise(encode.encode_pubrec(pubrec, self.version), barrier, None, False)
         else:  # [MQTT-4.3.3-8]
@@ -368,6 +371,7 @@ class Connection(Handshake):
         serial = session.inbound.pop(packet_id, -1)
         if serial < 0:
             reason = spec.PACKET_IDENTIFIER_NOT_FOUND if self.version >= 5 else spec.SUCCESS
+            # [MQTT-3.7.2-2] [MQTT-3.7.2-3] [MQTT-3.1.2-29]
             self.promise(
                 encode.encode_pubcomp(Pubcomp(packet_id, reason), self.version),
                 session.inbound_barrier,
@@ -380,6 +384,7 @@ class Connection(Handshake):
             barrier = self.journal.record(journal.INBOUND_DROP, session.client_id, "", packet_id)
             session.inbound_barrier = barrier
         # [MQTT-4.3.3-11] [MQTT-4.3.3-12]: the identifier may be used anew once PUBCOMP is out.
+        # [MQTT-4.3.3-13] Nothing here knows the message any more, nor whether it has expired.
         self.promise_ack(_PUBCOMP, packet_id, barrier, None, serial == self.serial)
 
     def _on_puback(self, first: int, data: bytes, pos: int, end: int, now: float) -> None:
@@ -402,6 +407,7 @@ class Connection(Handshake):
         """A topic the client may not write: an error for MQTT 5, silence before."""
         self.counters.publish_refused += 1
         reason = spec.NOT_AUTHORIZED if self.version >= 5 else spec.SUCCESS
+        # [MQTT-3.4.2-2] [MQTT-3.4.2-3] [MQTT-3.5.2-2] [MQTT-3.5.2-3] [MQTT-3.1.2-29] no properties.
         if qos2:
             # [MQTT-4.3.3-9] the identifier is not kept; MQTT 3 goes on to PUBREL and PUBCOMP.
             frame = encode.encode_pubrec(Pubrec(packet_id, reason), self.version)
@@ -438,7 +444,8 @@ class Connection(Handshake):
             if self.version < 5 and reason >= 0x80:
                 reason = 0x80
             reasons.append(reason)
-        # [MQTT-3.8.4-1] [MQTT-3.8.4-2] [MQTT-3.8.4-6]
+        # [MQTT-3.8.4-1] [MQTT-3.8.4-2] [MQTT-3.8.4-6] [MQTT-2.2.1-6]; without properties:
+        # [MQTT-3.9.2-1] [MQTT-3.9.2-2] [MQTT-3.1.2-29]
         frame = encode.encode_suback(Suback(packet.packet_id, reasons), self.version)
         self.promise(frame, session.barrier, None, False)
 
@@ -447,9 +454,10 @@ class Connection(Handshake):
     ) -> None:
         packet = decode_unsubscribe(data, pos, end, flags, self.version)
         reasons: list[int] = []
-        for topic_filter in packet.filters:
+        for topic_filter in packet.filters:  # [MQTT-3.10.4-6]
             reasons.append(self.router.unsubscribe(session, topic_filter))
-        # [MQTT-3.10.4-4] [MQTT-3.10.4-5] [MQTT-3.11.3-1]
+        # [MQTT-3.10.4-4] [MQTT-3.10.4-5] [MQTT-3.11.3-1] [MQTT-2.2.1-6]; without properties:
+        # [MQTT-3.11.2-1] [MQTT-3.11.2-2] [MQTT-3.1.2-29]
         frame = encode.encode_unsuback(Unsuback(packet.packet_id, reasons), self.version)
         self.promise(frame, session.barrier, None, False)
 
@@ -485,6 +493,7 @@ class Connection(Handshake):
             self.router.left(session, self, with_will, now)
 
     def _send_disconnect(self, code: int, reason: str) -> None:
+        # [MQTT-3.14.2-2] [MQTT-3.14.2-4] a reason string is all that it ever carries.
         properties = Properties()
         if self.wants_reasons and reason:
             properties.reason_string = reason[:MAX_REASON]

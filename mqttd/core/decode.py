@@ -184,7 +184,7 @@ def decode_connect(data: bytes, pos: int, end: int, flags: int = 0) -> Connect:
     if version == spec.MQTT5:
         properties, pos = decode_properties(data, pos, end, spec.CONNECT)
 
-    # [MQTT-3.1.3-1] [MQTT-3.1.3-3] [MQTT-3.1.3-4]
+    # [MQTT-3.1.3-1] [MQTT-3.1.3-3] [MQTT-3.1.3-4] [MQTT-3.1.3-5] any string is a good one.
     client_id, pos = read_string(data, pos, end)
     will: Will | None = None
     if has_will:  # [MQTT-3.1.2-9]

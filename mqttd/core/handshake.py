@@ -145,7 +145,7 @@ class Handshake(Outbound):
         check_connect(connect, self.router.settings.max_topic_levels)
         hooks = self.router.hooks
         method = properties.authentication_method
-        if method is not None:
+        if method is not None:  # [MQTT-4.12.0-6] AUTH goes only to who named a method
             if hooks.enhanced is None or method not in hooks.enhanced_methods:
                 # [MQTT-4.12.0-1]
                 raise ProtocolError(
@@ -187,7 +187,7 @@ class Handshake(Outbound):
         self.username = owner
         settings = self.router.settings
         properties = connect.properties
-        answer = Properties()
+        answer = Properties()  # [MQTT-3.2.2-20] user properties never stand in it
         if not connect.client_id:
             # [MQTT-3.1.3-6] [MQTT-3.1.3-7]
             connect.client_id = self.router.new_client_id()
@@ -200,7 +200,7 @@ class Handshake(Outbound):
                 spec.NOT_AUTHORIZED, "", "the client identifier belongs to another user"
             )
         self.session = session
-        self.state = OPEN
+        self.state = OPEN  # [MQTT-3.2.0-2] from here errors are a DISCONNECT
         self.connect = None
         self._framer.max_packet_size = settings.max_packet_size
         if self.version >= 5:
@@ -217,10 +217,11 @@ class Handshake(Outbound):
         if limit > settings.max_inflight:
             limit = settings.max_inflight
         session.attach(self, limit)
-        if self.auth_method is not None:
+        if self.auth_method is not None:  # [MQTT-4.12.0-6]
             answer.authentication_method = self.auth_method  # [MQTT-4.12.0-5]
             answer.authentication_data = self._auth_data
         present = session.resumed
+        # [MQTT-3.1.4-5]
         frame = encode.encode_connack(Connack(present, spec.SUCCESS, answer), self.version)
         if self.max_send and len(frame) > self.max_send:
             self.unsendable()
@@ -253,14 +254,14 @@ class Handshake(Outbound):
             if self.wants_reasons and reason:
                 properties.reason_string = reason[:MAX_REASON]
             frame = encode.encode_connack(Connack(False, code, properties), 5)
-            if self.max_send and len(frame) > self.max_send:
+            if self.max_send and len(frame) > self.max_send:  # [MQTT-3.2.2-19]
                 frame = encode.encode_connack(Connack(False, code), 5)
             if not self.max_send or len(frame) <= self.max_send:
                 self.send(frame)
         elif code not in _SILENT_V3:
             answer = Connack(False, spec.connack_code_v3(code))
             self.send(encode.encode_connack(answer, self.version))
-        self.finish()
+        self.finish()  # [MQTT-3.2.2-7] [MQTT-4.13.2-1] whether the answer left or not
 
     # Enhanced authentication.
 
@@ -280,6 +281,7 @@ class Handshake(Outbound):
     def _on_auth_step(self, step: AuthStep, now: float) -> None:
         if step.code >= 0x80:  # [MQTT-4.12.0-4] [MQTT-4.12.1-2]
             raise ProtocolError(step.code, "MQTT-4.12.0-4", step.reason)
+        # [MQTT-3.15.2-2] [MQTT-3.15.2-3] neither reason string nor user properties, ever.
         properties = Properties()
         properties.authentication_method = self.auth_method  # [MQTT-4.12.0-5]
         properties.authentication_data = step.data
@@ -367,7 +369,7 @@ def grant_keep_alive(connect: Connect, settings: Settings, answer: Properties) -
     if longest and connect.version >= spec.MQTT5 and (wanted == 0 or wanted > longest):
         answer.server_keep_alive = longest
         return longest
-    return wanted
+    return wanted  # [MQTT-3.2.2-22]
 
 
 def announce(connect: Connect, settings: Settings, session: Session, answer: Properties) -> None:

@@ -62,7 +62,7 @@ class Window:
         """Give `delivery` an unused identifier and keep it; not to be called when `full()`."""
         deliveries = self.deliveries
         packet_id = self._last_id
-        while True:  # [MQTT-2.2.1-4] non-zero and not in use
+        while True:  # [MQTT-2.2.1-4] [MQTT-4.3.2-1] [MQTT-4.3.3-1] non-zero and not in use
             packet_id += 1
             if packet_id > 65535:
                 packet_id = 1

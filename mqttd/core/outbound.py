@@ -96,7 +96,11 @@ class Outbound(Link):
             self.dirty_list.append(self)
 
     def send_ack(self, head: bytes, packet_id: int) -> None:
-        """Append a successful acknowledgement: `head` is its first two bytes."""
+        """Append a successful acknowledgement: `head` is its first two bytes.
+
+        Four bytes, hence no properties: [MQTT-3.4.2-2] [MQTT-3.4.2-3] [MQTT-3.5.2-2] [MQTT-3.5.2-3]
+        [MQTT-3.6.2-2] [MQTT-3.6.2-3] [MQTT-3.7.2-2] [MQTT-3.7.2-3] [MQTT-3.1.2-29].
+        """
         if self.closed:
             return
         if self.max_send and self.max_send < 4:
@@ -117,8 +121,8 @@ class Outbound(Link):
 
     def finish(self) -> None:
         """Nothing comes after what was sent: the shell closes once it is written."""
-        self.closed = True
-        self.closing = True
+        self.closed = True  # [MQTT-3.14.4-1]
+        self.closing = True  # [MQTT-3.14.4-2]
         self.writable = False
         self._held = None
         if not self.dirty:
@@ -239,7 +243,7 @@ class Outbound(Link):
 
     def allow_aliases(self, maximum: int) -> None:
         """The client takes topic aliases 1 to `maximum`. [MQTT-3.3.2-11]"""
-        if maximum > 0:
+        if maximum > 0:  # [MQTT-3.1.2-27]
             self._alias_max = maximum
             self._aliases = {}
             self._alias_seen = {}
@@ -264,6 +268,7 @@ class Outbound(Link):
 
     def send_pubrel(self, packet_id: int, reason: int, barrier: int) -> None:
         if reason:
+            # [MQTT-3.6.2-2] [MQTT-3.6.2-3] [MQTT-3.1.2-29] never any properties.
             frame = encode.encode_pubrel(Pubrel(packet_id, reason), self.version)
             self.promise(frame, barrier, None, False)
         else:

@@ -143,6 +143,7 @@ class Session(Subscriber):
         journal = self.context.journal
         if qos == 0 and message.barrier <= journal.committed:
             if link is not None and link.writable:
+                # [MQTT-4.3.1-1] neither QoS nor DUP.
                 if link.send_publish(message, 0, retain, 0, False, identifiers, now):
                     self.context.counters.delivered += 1
                 return
@@ -159,6 +160,7 @@ class Session(Subscriber):
                 delivery.barrier = barrier
         if message.barrier > delivery.barrier:
             delivery.barrier = message.barrier
+        # [MQTT-4.6.0-5] [MQTT-4.6.0-6] nothing overtakes what waits.
         if link is not None and link.writable and not self.queue and self.room() > 0:
             self._transmit(link, delivery, now)
         else:
@@ -267,7 +269,8 @@ class Session(Subscriber):
         self._send(link, delivery, now)
 
     def _send(self, link: Link, delivery: Delivery, now: float) -> None:
-        self.quota -= 1
+        self.quota -= 1  # [MQTT-4.9.0-2]
+        # [MQTT-4.3.2-2] [MQTT-4.3.3-2] not the first time.
         # [MQTT-3.3.1-1] DUP tells a retransmission, [MQTT-3.3.1-3] whatever the publisher's was.
         dup = delivery.sent
         delivery.sent = True
@@ -320,11 +323,13 @@ class Session(Subscriber):
             self._finish(delivery, reason, now)
             return True
         if delivery.state == SENT:
-            delivery.state = RELEASED  # [MQTT-4.3.3-6] from here the PUBLISH is not sent again
+            # [MQTT-4.3.3-3] [MQTT-4.3.3-6] from here, and no sooner, the PUBLISH isn't sent again.
+            delivery.state = RELEASED
             delivery.barrier = self.context.journal.update(self.client_id, delivery)
         link = self.link
         if link is not None:
-            # [MQTT-4.3.3-4] also when the PUBREC is a repetition.
+            # [MQTT-4.3.3-4] also when the PUBREC is a repetition; [MQTT-3.3.4-10] [MQTT-4.9.0-3]
+            # without a look at the quota.
             link.send_pubrel(packet_id, 0, delivery.barrier)
         return True
 
@@ -339,7 +344,7 @@ class Session(Subscriber):
         self.window.pop(delivery.packet_id)
         if self.quota < self.quota_max:
             self.quota += 1
-        if reason >= 0x80:
+        if reason >= 0x80:  # [MQTT-4.8.2-6] ended for all of a group
             self.context.counters.drop(count.DROP_REFUSED)
         else:
             self.context.counters.delivered += 1
@@ -356,7 +361,7 @@ class Session(Subscriber):
             return
         committed = self.context.journal.committed
         due = self.due
-        while due:
+        while due:  # [MQTT-4.3.3-7] what was begun is sent again, expired or not
             delivery = due[0]
             if delivery.state != SETTLED:
                 if delivery.barrier > committed:
@@ -400,7 +405,7 @@ class Session(Subscriber):
         self.link = link
         self.quota = receive_maximum
         self.quota_max = receive_maximum
-        self.expires_at = 0.0
+        self.expires_at = 0.0  # [MQTT-4.1.0-1] it can't end while it is connected
         self.will_at = 0.0
         # [MQTT-4.4.0-1] what is unacknowledged goes out again, in the original order.
         if self.window.deliveries:
@@ -429,7 +434,7 @@ class Session(Subscriber):
         self.queue = None
         self.due = None
         self.replays = None
-        for delivery in left:
+        for delivery in left:  # [MQTT-4.8.2-5] no other member gets what this one began
             self.discard(delivery, count.DROP_SESSION_ENDED)
 
     # Retained replay.

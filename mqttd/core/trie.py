@@ -450,6 +450,7 @@ class Trie:
         self._young_weight += matched.weight
 
     def _walk(self, topic: str, key: bytes) -> Matched:
+        # [MQTT-3.3.2-3] what is found here is who gets the message.
         levels = topic.split("/")
         end = len(levels)
         depth = 0
