@@ -244,6 +244,31 @@ def test_coming_back_makes_old_deadlines_void() -> None:
     assert h.broker.counters.sessions_expired == 0
 
 
+@pytest.mark.parametrize(
+    ("interval", "expires_at", "will_at", "left", "at"),
+    [
+        (0, 0.0, 0.0, False, INFINITY),
+        (60, 1060.0, 0.0, True, 1060.0),
+        (60, 1060.0, 1007.0, True, 1007.0),
+        (NEVER, 0.0, 0.0, True, INFINITY),
+    ],
+)
+def test_a_restored_session_has_its_deadlines_again(
+    interval: int, expires_at: float, will_at: float, left: bool, at: float
+) -> None:
+    """[MQTT-4.1.0-2]"""
+    h = Harness()
+    session = Session("c", None, h.broker.context)
+    session.expiry_interval = interval
+    session.expires_at = expires_at
+    session.will_at = will_at
+    session.will = Will("will")
+    h.broker.sessions["c"] = session
+    h.broker.resume(session, h.now)
+    assert ("c" in h.broker.sessions) is left
+    assert h.broker.next_deadline() == at
+
+
 def test_disconnect_may_shorten_the_interval_up_to_the_limit() -> None:
     h = Harness(make_settings(session_expiry_max=100), durable=True)
     client = h.client("c", expiry=60)
@@ -382,14 +407,16 @@ def test_of_overlapping_subscriptions_those_without_no_local_count(qos: int) -> 
 def test_groups_and_single_readers_each_get_their_copy(qos: int) -> None:
     """[MQTT-4.8.2-1]"""
     h = Harness()
-    single, member = h.client("single"), h.client("member")
+    single, member, older = h.client("single"), h.client("member"), h.client("older", version=4)
     single.subscribe("t", qos=qos)
+    older.subscribe("t", qos=qos)
     member.subscribe("$share/g/t", qos=qos)
     member.subscribe("$share/h/t", qos=qos)
     h.client("p").publish("t", b"x", qos=qos)
-    assert payloads(single) == [b"x"]
+    assert payloads(single) == payloads(older) == [b"x"]
     assert payloads(member) == [b"x", b"x"]
     single.unsubscribe("t")
+    older.unsubscribe("t")
     h.client("q").publish("t", b"y", qos=qos)
     assert payloads(member) == [b"y", b"y"]
 
@@ -416,8 +443,11 @@ def test_an_empty_payload_clears_what_was_retained() -> None:
     assert broker.retain(make_message(b"", retain=True)) == 0
     assert broker.retain(make_message(b"x", retain=True)) == 1
     assert broker.retain(make_message(b"", retain=True)) == 1
+    assert broker.retain(make_message(b"", retain=True)) == 1  # not yet gone for good
     assert kinds(h) == [j.RETAINED_SAVE, j.RETAINED_DROP]
     assert broker.retained.count == 0
+    assert broker.retain(make_message(b"", retain=True)) == 1
+    assert broker.journal.committed == 1
 
 
 def test_expired_retained_messages_are_swept_and_their_rows_too() -> None:

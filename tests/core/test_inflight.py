@@ -18,7 +18,7 @@ def test_a_delivery_begins_unsent_and_unknown_to_the_store() -> None:
     assert made.message.payload == b"p"
     assert (made.qos, made.retain, made.identifiers, made.group) == (2, False, b"", None)
     assert (made.packet_id, made.state, made.sent) == (0, QUEUED, False)
-    assert (made.barrier, made.journalled, made.serial) == (0, False, 0)
+    assert (made.barrier, made.journalled, made.serial, made.row) == (0, False, 0, 0)
 
 
 def test_states_only_move_forward() -> None:
@@ -77,6 +77,17 @@ def test_a_window_is_full_with_every_identifier_in_use() -> None:
     window.pop(40000)
     assert not window.full()
     assert window.add(one) == 40000  # the search finds the one gap
+
+
+def test_restored_identifiers_stay_what_they_were() -> None:
+    """[MQTT-4.4.0-1] The numbering goes on behind the one that was sent last."""
+    window = Window()
+    for packet_id in (9, 3, 5):
+        restored = delivery()
+        restored.packet_id = packet_id
+        window.restore(restored)
+    assert list(window.deliveries) == [9, 3, 5]
+    assert [window.add(delivery()) for _ in range(4)] == [6, 7, 8, 10]
 
 
 @pytest.mark.parametrize("packet_id", [0, 2, 65535])

@@ -188,6 +188,44 @@ def test_rows_get_a_serial_when_they_are_taken() -> None:
     assert [each.serial for each in (*deliveries, later)] == [1, 0, 2, 3]
 
 
+def test_a_row_keeps_its_serial_when_its_delivery_moves_on_to_another() -> None:
+    """From a group's queue to a member, in one batch: the old row goes, the new one stays."""
+    journal = Journal(True)
+    one = delivery()
+    journal.add("$share/g/t", one)
+    take(journal)
+    journal.update("$share/g/t", one)
+    journal.settle("$share/g/t", one)
+    journal.add("member", one)
+    assert [(op.kind, op.owner, op.serial) for op in take(journal).ops] == [
+        (j.DELIVERY_UPDATE, "$share/g/t", 1),
+        (j.DELIVERY_SETTLE, "$share/g/t", 1),
+        (j.DELIVERY_ADD, "member", 2),
+    ]
+    assert one.serial == 2
+
+
+def test_serials_go_on_behind_those_that_were_restored() -> None:
+    journal = Journal(True)
+    journal.next_serial = 41
+    one = delivery()
+    journal.add("c", one)
+    take(journal)
+    assert one.serial == 41
+
+
+def test_everything_recorded_so_far_has_a_barrier_of_its_own() -> None:
+    journal = Journal(True)
+    assert journal.last() == 0
+    journal.record(j.SESSION_SAVE, "c")
+    assert journal.last() == 1
+    take(journal)
+    assert journal.last() == 1
+    journal.record(j.SESSION_SAVE, "c")
+    assert journal.last() == 2
+    assert Journal(False).last() == 0
+
+
 def test_a_message_is_durable_when_the_last_of_its_deliveries_is() -> None:
     journal = Journal(True)
     message = make_message()
