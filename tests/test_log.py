@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mqttd import log
@@ -87,6 +87,7 @@ def test_long_fields_are_cut() -> None:
 
 
 @pytest.mark.parametrize("style", [log.TEXT, log.JSON])
+@settings(deadline=None)
 @given(client=st.text(max_size=300))
 def test_any_text_is_one_line(style: str, client: str) -> None:
     stream = lines(style)

@@ -104,7 +104,7 @@ async def test_small_packets_leave_at_once() -> None:
     async with serving(endpoint()) as served, await Wire.open(served.port) as wire:
         await wire.connect("a")
         (shell,) = served.flow.shells.values()
-        sock = shell.transport.get_extra_info("socket")  # type: ignore[attr-defined]
+        sock = shell.transport.get_extra_info("socket")
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 

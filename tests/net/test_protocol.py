@@ -68,6 +68,23 @@ async def test_the_answers_of_one_tick_are_one_write() -> None:
         assert writes == [b"\xd0\x00" * 4]
 
 
+async def test_a_connection_lost_in_the_tick_it_has_output_in_costs_nobody_else() -> None:
+    async with (
+        serving(endpoint()) as served,
+        await Wire.open(served.port) as lost,
+        await Wire.open(served.port) as other,
+    ):
+        await lost.connect("lost")
+        await other.connect("other")
+        gone, stays = shell_of(served, "lost"), shell_of(served, "other")
+        gone.data_received(b"\xc0\x00")
+        stays.data_received(b"\xc0\x00")
+        gone.connection_lost(None)
+        served.flow.flush()
+        await other.receive(Pingresp)
+        gone.transport.abort()
+
+
 # Readers that lag.
 
 

@@ -4,7 +4,7 @@ import ipaddress
 import struct
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mqttd.net.proxy import MAX_HEADER, V1, V2, ProxyError, parse
@@ -107,6 +107,7 @@ def test_and_no_prefix_of_it_is_taken_for_a_header(version: str, data: bytes) ->
             return
 
 
+@settings(deadline=None)
 @given(st.sampled_from((V1, V2)), st.binary(max_size=300))
 @example(V1, b"PROXY ")
 @example(V2, SIGNATURE)

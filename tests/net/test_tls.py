@@ -276,7 +276,7 @@ async def test_a_slow_reader_behind_tls_is_bounded(pki: Pki) -> None:
             source.publish("a", bytes(10_000))
             await source.writer.drain()
             await asyncio.sleep(0)
-            waiting = shell.transport.get_write_buffer_size()  # type: ignore[attr-defined]
+            waiting = shell.transport.get_write_buffer_size()
             assert waiting <= 2 * settings.write_buffer
             if "slow_reader" in broker.counters.dropped:
                 break
