@@ -235,7 +235,7 @@ class Listener:
 
     def _bind_unix(self, path: str) -> socket.socket:
         _remove_stale(path)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)  # [MQTT-4.2-1]
         try:
             sock.bind(path)
             # Nobody can connect before `listen`, so there is no moment with other permissions.
@@ -267,6 +267,7 @@ def _bind_all(addresses: list[_Address], port: int) -> list[socket.socket]:
         for family, (host, _) in addresses:
             try:
                 # The protocol has to be named: asyncio sets TCP_NODELAY only where it is.
+                # [MQTT-4.2-1] TCP, and TLS and WebSocket on it: in order, nothing lost.
                 sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             except OSError as error:
                 missing = error

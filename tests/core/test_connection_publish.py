@@ -78,7 +78,7 @@ def test_a_publisher_hears_that_nobody_listened_if_it_can(version: int, qos: int
 @pytest.mark.parametrize("qos", [0, 1, 2])
 @pytest.mark.parametrize("version", ALL)
 def test_reserved_topics_are_not_for_clients(version: int, qos: int, retain: bool) -> None:
-    """[MQTT-3.3.5-2] an error for MQTT 5, silence before."""
+    """3.3.5 of MQTT 3.1.1: an error for MQTT 5, silence before."""
     h = Harness()
     watcher = h.client("watcher")
     watcher.subscribe("$SYS/#")

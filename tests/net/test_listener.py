@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mqttd.core import encode
+from mqttd.core.packets import Publish
 from mqttd.net.listener import Endpoint, ListenError
-from tests.net.kit import Wire, endpoint, serving, until
+from tests.net.kit import Wire, endpoint, publish_packet, serving, until
 
 
 def has_ipv6() -> bool:
@@ -69,6 +71,26 @@ async def test_several_at_once_serve_one_broker(tmp_path: Path) -> None:
             for number, wire in enumerate((one, two, three)):
                 await wire.connect(f"c{number}")
             assert len(served.broker.sessions) == 3
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+async def test_bytes_arrive_both_ways_in_order_and_all_of_them(kind: str, tmp_path: Path) -> None:
+    # [MQTT-4.2-1]
+    path = str(tmp_path / "m.sock")
+    unix = Endpoint("unix", unix_path=path, allow_anonymous=True)
+    async with serving(endpoint() if kind == "tcp" else unix) as served:
+        if kind == "tcp":
+            wire = await Wire.open(served.port)
+        else:
+            wire = Wire(*await asyncio.open_unix_connection(path))
+        async with wire:
+            await wire.connect("a")
+            await wire.subscribe("t")
+            sent = [b"%d:" % number + b"x" * (number * 37 % 3000) for number in range(100)]
+            stream = b"".join(encode.encode_packet(publish_packet("t", data), 5) for data in sent)
+            for at in range(0, len(stream), 997):  # in pieces that are no packets
+                wire.send(stream[at : at + 997])
+            assert [(await wire.receive(Publish)).payload for _ in sent] == sent
 
 
 async def test_an_address_in_use() -> None:
