@@ -119,6 +119,10 @@ def _parse_path(value: object, info: ValidationInfo) -> Path:
     return _base_of(info) / value
 
 
+def _parse_storage(value: object, info: ValidationInfo) -> str:
+    return ":memory:" if value == ":memory:" else str(_parse_path(value, info))
+
+
 def _base_of(info: ValidationInfo) -> Path:
     context = info.context
     return Path(context["base"]) if isinstance(context, dict) and "base" in context else Path()
@@ -263,8 +267,10 @@ class ListenerConfig(_Node):
 class StorageConfig(_Node):
     """Where sessions, queues and retained messages live."""
 
-    path: str = ":memory:"
-    """:memory: keeps them until the broker stops."""
+    path: Annotated[str, BeforeValidator(_parse_storage), WithJsonSchema({"type": "string"})] = (
+        ":memory:"
+    )
+    """A file that the broker makes and keeps them in; :memory: keeps them until it stops."""
     durability: Literal["full", "os", "none"] = "full"
     """What an acknowledgement promises: on disk, with the operating system, nothing."""
 
@@ -453,9 +459,6 @@ def _second_look(config: Config) -> Iterator[tuple[Loc, str, str, str]]:
             yield (*at, "proxy_from"), "found proxy_from", "proxy_protocol: v1 or v2 beside it", ""
         if listener.tls is not None:
             yield from _tls_problems(listener.tls, (*at, "tls"))
-    if config.storage.path != ":memory:":
-        reason = "this version keeps everything in memory"
-        yield ("storage", "path"), f"found {shown(config.storage.path)}", "':memory:'", reason
 
 
 def _tls_problems(tls: TlsConfig, at: Loc) -> Iterator[tuple[Loc, str, str, str]]:

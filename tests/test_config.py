@@ -326,7 +326,7 @@ listeners:
         ("response_information: 3", "found 3, expected text"),
         ("response_information: a/#", "found 'a/#', expected text that matches"),
         (f"response_information: {'x' * 257}", "...', expected at most 256 characters"),
-        ("storage: {path: data/mqttd.db}", "f:1:17 storage.path: found 'data/mqttd.db', expected"),
+        ("storage: {path: 3}", "f:1:17 storage.path: found 3, expected the name of a file"),
         ("1: 2", "a key that isn't text, expected the name of a key"),
         ("[a]: 2", "a key that isn't text, expected the name of a key"),
         ('"a\\e[31m\\n": 2', "f:1:1 'a\\x1b[31m\\n': unknown key 'a\\x1b[31m\\n', expected"),
@@ -493,6 +493,10 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
     file.write_text("listeners: [{name: t, bind: 'unix:s'}]\n")
     assert load_config(file).listeners[0].unix_path == str(tmp_path / "s")
     assert listener(bind="unix:s").unix_path == "s"
+    file.write_text("storage: {path: data/mqttd.db}\n")
+    assert load_config(file).storage.path == str(tmp_path / "data" / "mqttd.db")
+    file.write_text("storage: {path: ':memory:'}\n")
+    assert load_config(file).storage.path == ":memory:"
 
 
 def tls(folder: Path, **keys: object) -> dict[str, object]:
