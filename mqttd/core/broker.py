@@ -83,7 +83,7 @@ class Broker(Router):
         for connection in dirty:
             if connection.blocked or connection.closing or connection.attention:
                 self.slow.append(connection)
-            else:
+            elif connection.shell is not None:  # None: lost in this very tick
                 out.append((connection.shell, connection.data_to_send()))
         dirty.clear()
         return out
@@ -187,6 +187,12 @@ class Broker(Router):
         return queued, inflight
 
     # What a connection calls (see Router).
+
+    def count_client_id(self) -> str:
+        client_id = super().count_client_id()
+        while client_id in self.sessions:  # [MQTT-3.1.3-6] unique among those in use
+            client_id = super().count_client_id()
+        return client_id
 
     def forget(self, connection: Outbound) -> None:
         if connection in self.connections:

@@ -53,6 +53,7 @@ class Window:
     def __init__(self) -> None:
         self.deliveries: dict[int, Delivery] = {}
         self._last_id: int = 0
+        self._fresh: int = 0  # so many identifiers after the last are known to be unused
 
     def full(self) -> bool:
         """All 65,535 identifiers are in use."""
@@ -62,11 +63,14 @@ class Window:
         """Give `delivery` an unused identifier and keep it; not to be called when `full()`."""
         deliveries = self.deliveries
         packet_id = self._last_id
+        if not deliveries:
+            self._fresh = 65535
+        self._fresh -= 1
         while True:  # [MQTT-2.2.1-4] [MQTT-4.3.2-1] [MQTT-4.3.3-1] non-zero and not in use
             packet_id += 1
             if packet_id > 65535:
                 packet_id = 1
-            if packet_id not in deliveries:
+            if self._fresh > 0 or packet_id not in deliveries:
                 break
         self._last_id = packet_id
         delivery.packet_id = packet_id
@@ -76,10 +80,18 @@ class Window:
     def restore(self, delivery: Delivery) -> None:
         """Keep a delivery that has its identifier from before a restart; in sending order."""
         self._last_id = delivery.packet_id
+        self._fresh = 0
         self.deliveries[delivery.packet_id] = delivery
 
     def get(self, packet_id: int) -> Delivery | None:
         return self.deliveries.get(packet_id)
 
     def pop(self, packet_id: int) -> Delivery | None:
-        return self.deliveries.pop(packet_id, None)
+        delivery = self.deliveries.get(packet_id)
+        if delivery is not None:
+            del self.deliveries[packet_id]
+        return delivery
+
+    def remove(self, packet_id: int) -> None:
+        """Give up an identifier that is in use."""
+        del self.deliveries[packet_id]

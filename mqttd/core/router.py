@@ -61,7 +61,7 @@ class Router:
         self.fields = PublishFields()  # of the PUBLISH that is being read
         self.dirty: list[Outbound] = []
         self.events: list[Event] = []
-        self.new_client_id: Callable[[], str] = self._count_client_id
+        self.new_client_id: Callable[[], str] = self.count_client_id
         self._assigned: int = 0
 
     def note(self, kind: str, client_id: str, peer: str, reason: str) -> None:
@@ -69,7 +69,7 @@ class Router:
         if len(self.events) < MAX_EVENTS:
             self.events.append(Event(kind, client_id, peer, reason))
 
-    def _count_client_id(self) -> str:
+    def count_client_id(self) -> str:
         self._assigned += 1
         return "auto-" + str(self._assigned)
 

@@ -341,7 +341,7 @@ class Session(Subscriber):
         self._finish(delivery, 0, now)
 
     def _finish(self, delivery: Delivery, reason: int, now: float) -> None:
-        self.window.pop(delivery.packet_id)
+        self.window.remove(delivery.packet_id)
         if self.quota < self.quota_max:
             self.quota += 1
         if reason >= 0x80:  # [MQTT-4.8.2-6] ended for all of a group
@@ -409,7 +409,11 @@ class Session(Subscriber):
         self.will_at = 0.0
         # [MQTT-4.4.0-1] what is unacknowledged goes out again, in the original order.
         if self.window.deliveries:
-            self.due = deque(self.window.deliveries.values())
+            # PUBREL first: Receive Maximum may hold a PUBLISH back, but nothing else.
+            # [MQTT-3.3.4-10] [MQTT-4.9.0-3]
+            again = list(self.window.deliveries.values())
+            self.due = deque([d for d in again if d.state == RELEASED])
+            self.due.extend([d for d in again if d.state != RELEASED])
 
     def detach(self) -> list[Delivery]:
         """The connection is gone. Returns what it left unfinished of shared groups (QoS 1)."""
@@ -419,11 +423,19 @@ class Session(Subscriber):
         if self.grouped is not None:
             for delivery in list(self.window.deliveries.values()):
                 # [MQTT-4.8.2-4] a QoS 2 exchange stays with the member that began it.
-                if delivery.group is not None and delivery.qos == 1:
+                if delivery.qos == 1 and self._is_member(delivery.group):
                     self.window.pop(delivery.packet_id)
                     self.context.journal.settle(self.client_id, delivery)
                     orphans.append(delivery)
         return orphans
+
+    def _is_member(self, group: SharedGroup | None) -> bool:
+        if group is None or self.grouped is None:
+            return False
+        for subscription in self.grouped:  # noqa: SIM110 - a generator is slow once compiled
+            if subscription.group is group:
+                return True
+        return False
 
     def end(self) -> None:
         """The session is over: everything still on its way to the client is counted as dropped."""

@@ -142,8 +142,6 @@ class Flow:
             self._commit()
         if dirty:
             for writer, data in broker.collect():
-                if writer is None:
-                    continue  # lost in this very tick
                 try:
                     writer.transport.write(data)
                 except Exception:
