@@ -17,6 +17,7 @@ from typing import Final
 from mqttd.core import spec
 from mqttd.core.errors import ProtocolError
 
+_SHORT_TEXT: Final = 32
 _SHORT: Final = "a field runs past the end of the packet"
 
 # One-byte values and lengths below 128 are by far the most common: a lookup instead of an
@@ -98,6 +99,14 @@ def read_string(data: bytes, pos: int, end: int) -> tuple[str, int]:
 
 def skip_string(data: bytes, pos: int, end: int) -> int:
     """Check a UTF-8 string as strictly as `read_string` does and return the position behind it."""
+    length, at = read_u16(data, pos, end)
+    after = at + length
+    if length <= _SHORT_TEXT and after <= end:
+        # Names and values of properties are mostly short and plain ASCII: no object for those.
+        while at < after and 0 < data[at] < 0x80:
+            at += 1
+        if at == after:
+            return after
     raw, after = read_binary(data, pos, end)
     decode_utf8(raw)
     return after
