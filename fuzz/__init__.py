@@ -1,0 +1,1 @@
+"""Random bytes into every entry point that strangers reach. `python -m fuzz` runs all of it."""
