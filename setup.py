@@ -1,6 +1,7 @@
 """The part of the build that pyproject.toml can't say: mqttd/core becomes one native library.
 
-mypyc compiles every module of mqttd/core as one group, so that calls between them are C calls.
+mypyc compiles every module of mqttd/core, and what device_sim does for each message, as one group,
+so that calls between them are C calls.
 Where that is not possible (no C compiler, no Python headers, no CPython) the same source is
 installed as it is, with a note. Both builds pass the same tests; `mqttd --version` says which one
 runs.
@@ -32,6 +33,19 @@ CORE = sorted(
     for path in (ROOT / "mqttd" / "core").glob("*.py")
     if path.name != "__init__.py"
 )
+SIMULATOR = [
+    f"device_sim/{name}.py"
+    for name in (
+        "client",
+        "histogram",
+        "ledger",
+        "payload",
+        "publisher",
+        "ranges",
+        "schedule",
+        "verdict",
+    )
+]
 MUST_COMPILE = os.environ.get("MQTTD_COMPILED") == "1"
 
 
@@ -78,7 +92,13 @@ def native_core() -> list[Extension]:
         return []
     # Neither the user's mypy settings nor what the rest of the package imports (through the
     # annotations of mqttd/__init__.py) may decide whether the core builds.
-    arguments = ["--config-file=", "--python-version=3.11", "--follow-imports=silent", *CORE]
+    arguments = [
+        "--config-file=",
+        "--python-version=3.11",
+        "--follow-imports=silent",
+        *CORE,
+        *SIMULATOR,
+    ]
     try:
         from mypyc.build import mypycify
 
