@@ -110,11 +110,14 @@ class App:
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
+            gc.disable()  # of what is loaded, which may be millions of objects, nothing is garbage
             try:
                 await self.start()
             except (ListenError, StoreError) as error:
                 print(f"mqttd: {error}", file=sys.stderr)
                 return 1
+            finally:
+                gc.enable()
             _tune_garbage_collection()
             if self.store.durable:
                 sys.setswitchinterval(_SWITCH_INTERVAL)

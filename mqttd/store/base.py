@@ -30,7 +30,7 @@ class Store(ABC):
     """Whether anything outlives the process. If not, the core records nothing and holds nothing."""
 
     behind: bool = False
-    """Whether acknowledgements may leave before the commit: written behind, promised nothing."""
+    """Whether acknowledgements may leave before their commit, at most one batch ahead of it."""
 
     @abstractmethod
     async def load(self, broker: Broker) -> None:

@@ -76,7 +76,7 @@ class SqliteStore(Store):
         self.behind = durability == "none"
         self._wall = wall
         self._clock = clock
-        self._thread = ThreadPoolExecutor(1, "mqttd-store")
+        self._thread: ThreadPoolExecutor | None = None
         self._db: sqlite3.Connection | None = None
         self._encoder: Encoder | None = None
         self._lock = -1
@@ -85,6 +85,8 @@ class SqliteStore(Store):
 
     async def load(self, broker: Broker) -> None:
         encoder = Encoder(broker, lambda: self._wall() - self._clock())
+        self._thread = ThreadPoolExecutor(1, "mqttd-store")
+        self._failure = None
         try:
             await self._call(lambda: self._open(broker, encoder))
         except BaseException:
@@ -98,8 +100,10 @@ class SqliteStore(Store):
         return self._call(lambda: self._write(changes))
 
     async def close(self) -> None:
-        await self._call(self._close)
-        self._thread.shutdown()
+        if self._thread is not None:
+            await self._call(self._close)
+            self._thread.shutdown()
+            self._thread = None
 
     def _call(self, job: Callable[[], T]) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self._thread, job)
@@ -438,7 +442,7 @@ def _read_deliveries(
     ):
         last = serial
         if number not in messages:
-            raise StoreError(f"delivery {serial} has lost its message: the database is damaged")
+            raise sqlite3.DatabaseError(f"is damaged: delivery {serial} has lost its message")
         owners[number] += 1
         restorer.delivery(
             client,

@@ -142,6 +142,19 @@ async def test_after_a_failed_commit_nothing_is_acknowledged(
     assert "can't commit" in caplog.text
 
 
+async def test_a_store_that_writes_behind_promises_nothing() -> None:
+    store = SlowStore()
+    store.behind = True
+    async with running(CONFIG, store) as app, await Wire.open(port(app)) as wire:
+        await durable_client(wire, "a")
+        await until(lambda: store.batches)
+        store.gate.clear()
+        await wire.subscribe("a", 1)  # its SUBACK came, the commit is under way
+        assert store.started > len(store.batches)
+        store.gate.set()
+    assert store.started == len(store.batches)
+
+
 async def test_the_store_that_keeps_nothing() -> None:
     store = MemoryStore()
     broker = Broker()

@@ -549,6 +549,13 @@ def test_a_page_full_of_nonsense(path: Path, page: int) -> None:
     refused(path, "damaged")
 
 
+def test_a_delivery_without_its_message(path: Path) -> None:
+    filled(path)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("DELETE FROM messages WHERE id = 7")
+    refused(path, "is damaged: delivery 7 has lost its message")
+
+
 def test_a_log_without_its_database(path: Path) -> None:
     with Disk(path) as disk:
         away(disk, "c")
