@@ -114,6 +114,18 @@ def test_a_newer_connection_takes_over() -> None:
     assert h.broker.counters.clients_connected == 2
 
 
+def test_an_assigned_client_id_is_nobody_elses() -> None:
+    """[MQTT-3.1.3-6]"""
+    h = Harness()
+    for name in ("auto-1", "auto-2", "auto-4"):
+        h.client(name)
+    assigned = [
+        h.client("").connack.properties.assigned_client_identifier,
+        h.client("").connack.properties.assigned_client_identifier,
+    ]
+    assert assigned == ["auto-3", "auto-5"]
+
+
 def test_a_connection_that_lost_its_session_cannot_end_it() -> None:
     h = Harness()
     h.client("c", expiry=60)
@@ -168,6 +180,8 @@ def test_what_is_to_be_written_is_handed_out_in_one_list() -> None:
     h = Harness()
     names = ("plain", "blocked", "watched", "closing")
     plain, blocked, watched, closing = (h.client(name).connection for name in names)
+    lost = h.client("lost").connection  # the shell knows it no more
+    lost.receive_data(b"\xc0\x00", h.now)
     for connection, name in zip((plain, blocked, watched, closing), names, strict=True):
         connection.shell = name
     blocked.pause_writing()

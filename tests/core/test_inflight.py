@@ -99,6 +99,27 @@ def test_an_unknown_identifier_is_an_answer_too(packet_id: int) -> None:
     assert len(window.deliveries) == 1
 
 
+def test_an_identifier_that_is_in_use_can_be_given_up() -> None:
+    window = Window()
+    window.add(delivery())
+    window.add(delivery())
+    window.remove(1)
+    assert list(window.deliveries) == [2]
+    with pytest.raises(KeyError):
+        window.remove(1)
+
+
+def test_identifiers_are_skipped_also_after_a_whole_round() -> None:
+    """[MQTT-2.2.1-4] What was free when the round began may be in use at its end."""
+    window = Window()
+    first = delivery()
+    window.add(first)
+    for _ in range(65534):
+        window.pop(window.add(delivery()))
+    assert window.add(delivery()) == 2
+    assert window.get(1) is first
+
+
 @untimed
 @given(st.lists(st.integers(min_value=0, max_value=9), max_size=60))
 def test_the_order_of_sending_is_kept_whatever_is_acknowledged(moves: list[int]) -> None:

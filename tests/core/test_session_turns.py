@@ -92,6 +92,25 @@ def test_a_member_that_leaves_gives_back_qos_1_and_keeps_qos_2(qos: int) -> None
         assert len(session.window.deliveries) == 2
 
 
+def test_a_member_that_left_its_group_keeps_what_it_began() -> None:
+    """[MQTT-3.10.4-3] whatever other groups it is still a member of."""
+    rig = Rig()
+    session = rig.session(durable=True)
+    gone = rig.join(session, "t", 1, "g")
+    rig.join(session, "u", 1, "g")
+    begun, own = handed(rig, 1, b"begun"), handed(rig, 1, b"own")
+    begun.group = gone.group
+    session.adopt(begun, 0.0)
+    session.adopt(own, 0.0)
+    assert session.grouped is not None
+    session.grouped = [each for each in session.grouped if each is not gone]
+    assert session.detach() == []
+    session.attach(rig.link(), 10)
+    session.pump(0.0)
+    again = [packet for packet in publishes(session) if packet.dup]
+    assert [packet.payload for packet in again] == [b"begun", b"own"]
+
+
 def test_a_member_with_room_asks_for_what_its_group_keeps() -> None:
     rig = Rig()
     session = rig.session(receive_maximum=1)
