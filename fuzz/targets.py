@@ -333,7 +333,9 @@ def check_connection(data: bytes) -> object:
     answers, trouble = _frames([found[0]])
     assert isinstance(trouble, int), trouble
     assert trouble == 0
-    return tuple(frame[0] for frame in answers[:12]), len(found[1]) // 8
+    # What came in which order, and all of an answer that ends or refuses a connection.
+    said = [frame if frame[0] in (0x20, 0xE0) else frame[0] for frame in answers[:12]]
+    return tuple(said), len(found[1]) // 8
 
 
 def check_publish(data: bytes) -> object:
