@@ -4,12 +4,12 @@ Owns: the upgrade (path, subprotocol, origin), and an adapter that makes a WebSo
 other transport, so that a connection is the same `StreamProtocol` as over TCP. Packets are a stream
 here too: frames may hold parts of packets, or several.
 
-Must not know: MQTT packets. picows does the framing, masking, pongs and the size limit of a frame.
+Must not know: MQTT packets. picows does the framing, masking and the size limit of a frame.
 
 Invariants: nothing but binary data reaches the core; a client that didn't offer the subprotocol
 gets an HTTP error and no WebSocket; an upgrade that takes too long, or that the server's end
-interrupts, is closed. There is one timeout for the upgrade and, after it, the core's for the
-CONNECT.
+interrupts, is closed; a client that pings and doesn't read costs one pong of memory. There is one
+timeout for the upgrade and, after it, the core's for the CONNECT.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class _Upgrading(WSProtocol):  # type: ignore[misc]
             auto_ping_idle_timeout=0,
             auto_ping_reply_timeout=0,
             auto_ping_strategy=WSAutoPingStrategy.PING_WHEN_IDLE,
-            enable_auto_pong=True,
+            enable_auto_pong=False,  # it would answer without end whoever doesn't read
             max_frame_size=upgrade.max_frame,
             extra_headers=None,
             read_buffer_init_size=2048,
@@ -158,13 +158,18 @@ class _Upgrading(WSProtocol):  # type: ignore[misc]
 class _Frames(WSListener):
     """Frames in, stream out: what picows calls once the upgrade is done."""
 
-    __slots__ = ("_partial", "_stream")
+    __slots__ = ("_partial", "_paused", "_pong", "_stream", "_ws")
+
+    _ws: WSTransport
 
     def __init__(self, gate: Gate, peer: str) -> None:
         self._stream = StreamProtocol(gate, peer)
         self._partial = False  # inside a fragmented message
+        self._paused = False  # the kernel takes no more
+        self._pong: bytes | None = None  # the one that waits until it does
 
     def on_ws_connected(self, transport: WSTransport) -> None:
+        self._ws = transport
         self._stream.connection_made(_Transport(transport))
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
@@ -182,6 +187,10 @@ class _Frames(WSListener):
             self._partial = not frame.fin
             if frame.payload_size:
                 self._stream.data_received(frame.get_payload_as_bytes())  # [MQTT-6.0.0-2]
+        elif kind == WSMsgType.PING:
+            self._pong = frame.get_payload_as_bytes()  # only the last one needs an answer
+            if not self._paused:
+                self._answer_ping()
         elif kind == WSMsgType.CLOSE:
             if not transport.is_close_frame_sent:
                 transport.send_close(WSCloseCode.OK)
@@ -193,10 +202,19 @@ class _Frames(WSListener):
         self._stream.connection_lost(None)
 
     def pause_writing(self) -> None:
+        self._paused = True
         self._stream.pause_writing()
 
     def resume_writing(self) -> None:
-        self._stream.resume_writing()
+        self._paused = False
+        self._answer_ping()
+        if not self._paused:  # else the pong was too much already, and we are called again
+            self._stream.resume_writing()
+
+    def _answer_ping(self) -> None:
+        pong, self._pong = self._pong, None
+        if pong is not None and not self._ws.is_close_frame_sent:
+            self._ws.send_pong(pong)
 
     def _fail(self, transport: WSTransport, code: WSCloseCode) -> None:
         transport.send_close(code)
@@ -212,7 +230,8 @@ class _Transport(asyncio.Transport):
         self._ws = ws
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._ws.send(WSMsgType.BINARY, data)
+        if data:  # an empty frame is not nothing
+            self._ws.send(WSMsgType.BINARY, data)
 
     def can_write_eof(self) -> bool:
         return True

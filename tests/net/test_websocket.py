@@ -5,7 +5,9 @@ import base64
 import hashlib
 import ssl
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
@@ -13,9 +15,12 @@ from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 from mqttd.core import encode, spec
 from mqttd.core.broker import Broker
 from mqttd.core.packets import Filter, Publish, Subscribe
+from mqttd.core.router import ListenerInfo
 from mqttd.core.settings import Settings
 from mqttd.net import protocol as protocol_module
+from mqttd.net.protocol import Gate
 from mqttd.net.tls import Tls
+from mqttd.net.websocket import _Frames, _Transport
 from tests.net.kit import (
     PATIENCE,
     Served,
@@ -424,6 +429,107 @@ async def test_a_slow_reader_behind_a_websocket_is_bounded() -> None:
         slow.reader._transport.resume_reading()  # type: ignore[attr-defined]
         while shell.paused:  # type: ignore[attr-defined]
             await slow.binary()
+
+
+class FakeSocket:
+    """Stands for picows' transport: remembers frames, and is full when the test says so."""
+
+    is_close_frame_sent = False
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[object, bytes]] = []
+        self.full: Callable[[], None] | None = None
+
+    @property
+    def underlying_transport(self) -> "FakeSocket":
+        return self
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return default
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def send(self, kind: object, data: bytes) -> None:
+        self.sent.append((kind, data))
+        if self.full is not None:
+            self.full()
+
+    def send_pong(self, data: bytes) -> None:
+        self.send(WSMsgType.PONG, data)
+
+
+class FakePing:
+    rsv1 = rsv2 = rsv3 = False
+    fin = True
+    msg_type = WSMsgType.PING
+
+    def __init__(self, payload: bytes) -> None:
+        self.get_payload_as_bytes = lambda: payload
+
+
+async def test_who_does_not_read_has_one_pong_waiting() -> None:
+    async with serving() as served:
+        ws: Any = FakeSocket()
+        gate = Gate(served.flow, ListenerInfo("ws", "websocket", True), None, "")
+        frames = _Frames(gate, "")
+        frames.on_ws_connected(ws)
+
+        def ping(payload: bytes) -> None:
+            frames.on_ws_frame(ws, FakePing(payload))  # type: ignore[arg-type]
+
+        ping(b"1")
+        frames.pause_writing()
+        ping(b"2")
+        ping(b"3")
+        assert ws.sent == [(WSMsgType.PONG, b"1")]
+        frames.resume_writing()
+        frames.resume_writing()
+        assert ws.sent[1:] == [(WSMsgType.PONG, b"3")]
+        assert not frames._stream.paused
+        # The pong itself fills the buffer again: nothing else may be written.
+        frames.pause_writing()
+        ping(b"4")
+        ws.full = frames.pause_writing
+        frames.resume_writing()
+        assert ws.sent[2:] == [(WSMsgType.PONG, b"4")]
+        assert frames._stream.paused
+        # No pong after a CLOSE.
+        ping(b"5")
+        ws.is_close_frame_sent = True
+        frames.resume_writing()
+        assert len(ws.sent) == 3
+        frames.on_ws_disconnected(ws)
+
+
+async def test_pings_without_reading_are_bounded() -> None:
+    async with serving(websocket()) as served, await dial(served) as ws:
+        await ws.mqtt("a")
+        (shell,) = served.flow.shells.values()
+        below = shell.transport._ws.underlying_transport  # type: ignore[attr-defined]
+        ws.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        pings = frame(PING, bytes(125)) * 500
+        async with asyncio.timeout(PATIENCE):
+            for _ in range(200):  # all of it is read, though nothing of the answers is
+                ws.send(pings)
+                await ws.writer.drain()
+            await until(lambda: shell.paused)  # type: ignore[attr-defined]
+        assert below.get_write_buffer_size() < 65536
+        ws.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        ws.send(frame(PING, b"the last"))
+        tail = b""
+        async with asyncio.timeout(PATIENCE):
+            while not tail.endswith(frame(PONG, b"the last", mask=False)):
+                tail = (tail + await ws.reader.read(1 << 20))[-100:]
+
+
+def test_nothing_to_write_is_no_frame() -> None:
+    ws: Any = FakeSocket()
+    _Transport(ws).write(b"")
+    assert ws.sent == []
 
 
 # TLS.
