@@ -14,6 +14,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 DAY = datetime.timedelta(days=1)
+_CA_USAGE = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 def subject(common_name: str, organization: str = "") -> x509.Name:
@@ -33,6 +44,9 @@ class Authority:
         self._subject = subject(f"mqttd test {name}")
         builder = self._builder(self._subject, self._key.public_key(), 10 * DAY)
         builder = builder.add_extension(x509.BasicConstraints(True, None), True)
+        builder = builder.add_extension(_CA_USAGE, True)
+        self._key_id = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
+        builder = builder.add_extension(self._key_id, False)
         self.file = directory / f"{name}.pem"
         self.file.write_bytes(self._sign(builder))
 
@@ -49,6 +63,9 @@ class Authority:
             x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
         ]
         builder = builder.add_extension(x509.SubjectAlternativeName(hosts), False)
+        # Python 3.13 verifies strictly: who signed has to be named by its key.
+        signer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(self._key_id)
+        builder = builder.add_extension(signer, False)
         certificate = self.directory / f"{self.name}-{file}.crt"
         certificate.write_bytes(self._sign(builder))
         private = self.directory / f"{self.name}-{file}.key"
