@@ -8,7 +8,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml LICENSE $(shell find mqttd device_sim -name '*.py' -o -name '*.sql')
-STATIC := mqttd device_sim tools bench tests
+STATIC := mqttd device_sim tools bench fuzz tests
 # One run must not fill the other's half-built directories.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:

@@ -32,7 +32,10 @@ LOOP_FREE_FILES = (
     "test_layering.py",
     "test_conformance_tool.py",
     "test_packaging.py",
+    "test_docs.py",
+    "test_fuzz.py",
     "test_hostile.py",
+    "test_hostile_memory.py",
     "test_hostile_state.py",
 )
 
