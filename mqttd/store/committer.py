@@ -7,7 +7,9 @@ Must not know: what the operations are, who waits for them.
 
 Invariants: at most one commit is under way; batches are committed in order; the core hears of a
 batch only after the store said that it is durable; after a commit failed nothing is ever reported
-durable again, and whoever owns the broker is told, since it can keep no promise any more.
+durable again, and whoever owns the broker is told, since it can keep no promise any more. A bug in
+what the core does with the news costs nobody else their acknowledgements; twice in a row, it is a
+failure like that of the store.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class Committer:
         on_failure: Callable[[], None],
     ) -> None:
         self.failed = False
+        self._confused = False  # the core failed on the last news
         self._store = store
         self._broker = broker
         self._on_committed = on_committed
@@ -70,24 +73,36 @@ class Committer:
                 self._wanted.clear()
                 await self._wanted.wait()
                 continue
-            commit = self._store.commit(batch) if batch.ops else None
-            if self._store.behind:
-                self._report(batch)
             try:
+                commit = self._store.commit(batch) if batch.ops else None
+                if self._store.behind:
+                    self._report(batch)
                 if commit is not None:
                     await commit
             except Exception as error:
-                self.failed = True
                 # What the store itself says is for the operator; a traceback is for a bug.
                 trace = not isinstance(error, StoreError)
                 logger.critical(
                     "the store can't commit, acknowledgements stop here: %s", error, exc_info=trace
                 )
-                self._on_failure()
+                self._fail()
                 return
             if not self._store.behind:
                 self._report(batch)
 
     def _report(self, batch: Batch) -> None:
-        self._broker.committed(batch.seq, monotonic())
+        try:
+            self._broker.committed(batch.seq, monotonic())
+            self._confused = False
+        except Exception:
+            # The next batch's news releases what this one's should have, if anything can.
+            logger.exception("bug: exception out of the core after batch %d", batch.seq)
+            if self._confused:
+                logger.critical("acknowledgements stop here: the core fails again and again")
+                self._fail()
+            self._confused = True
         self._on_committed()
+
+    def _fail(self) -> None:
+        self.failed = True
+        self._on_failure()

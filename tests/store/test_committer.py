@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
+from typing import Any, NoReturn
 
 import pytest
 
 from mqttd.core.broker import Broker
-from mqttd.core.journal import Batch
+from mqttd.core.journal import Batch, Op
 from mqttd.core.packets import Connack, Connect, Filter, Puback, Pubrec, Pubrel, Subscribe
 from mqttd.core.properties import Properties
 from mqttd.store.base import Store
+from mqttd.store.committer import Committer
 from mqttd.store.memory import MemoryStore
 from tests.net.kit import PATIENCE, Wire, loopback, running, until
 
@@ -140,6 +142,73 @@ async def test_after_a_failed_commit_nothing_is_acknowledged(
             async with asyncio.timeout(PATIENCE):
                 assert await wire.reader.readexactly(2) == b"\xd0\x00"
     assert "can't commit" in caplog.text
+
+
+class ConfusedBroker:
+    """A broker with endless batches, whose core fails on the news of some of them."""
+
+    def __init__(self, *fails: int) -> None:
+        self.fails = fails
+        self.heard: list[int] = []
+        self.last = 0
+        self.journal = self
+
+    def empty(self) -> bool:
+        return self.last == 5
+
+    def take_batch(self) -> Batch | None:
+        if self.empty():
+            return None
+        self.last += 1
+        return Batch(self.last, [])
+
+    def committed(self, seq: int, now: float) -> None:
+        self.heard.append(seq)
+        if seq in self.fails:
+            raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize(
+    ("fails", "heard", "failures"),
+    [((2,), [1, 2, 3, 4, 5], 0), ((1, 3, 5), [1, 2, 3, 4, 5], 0), ((2, 3), [1, 2, 3], 1)],
+)
+@pytest.mark.parametrize("behind", [False, True])
+async def test_a_bug_behind_the_barrier_does_not_stop_the_lane(
+    fails: tuple[int, ...],
+    heard: list[int],
+    failures: int,
+    behind: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = SlowStore()
+    store.behind = behind
+    broker: Any = ConfusedBroker(*fails)
+    flushed: list[None] = []
+    failed: list[None] = []
+    committer = Committer(store, broker, lambda: flushed.append(None), lambda: failed.append(None))
+    with caplog.at_level(logging.ERROR, "mqttd.store"):
+        committer.start()
+        await committer.stop()
+    assert broker.heard == heard
+    assert len(flushed) == len(heard)  # who was released before the bug isn't kept waiting
+    assert len(failed) == failures
+    assert committer.failed == bool(failures)
+    assert caplog.text.count("bug: exception out of the core") == len(set(fails) & set(heard))
+
+
+async def test_a_store_that_cannot_even_begin_is_a_failure() -> None:
+    class Unready(SlowStore):
+        def commit(self, batch: Batch) -> NoReturn:
+            raise RuntimeError("can't be encoded")
+
+    broker: Any = ConfusedBroker()
+    broker.take_batch = lambda: Batch(1, [Op(0, "", "", 0)])
+    failed: list[None] = []
+    committer = Committer(Unready(), broker, lambda: None, lambda: failed.append(None))
+    committer.start()
+    await committer.stop()
+    assert failed
+    assert not broker.heard
 
 
 async def test_a_store_that_writes_behind_promises_nothing() -> None:
