@@ -7,13 +7,14 @@ itself (file descriptors, garbage collection), which only `run` touches, never a
 Must not know: packets, SQL, sockets' options. It knows every other part, and no part knows it.
 
 Invariants: nobody can connect before what was kept is loaded; a start that fails leaves nothing
-behind; after `stop` there is no task, no timer, no socket of ours; `stop` may be called at any
-time, twice.
+behind; after `stop` there is no task, no timer, no socket of ours, and it takes every step even if
+one fails; `stop` may be called at any time, twice, and `start` again after it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import secrets
@@ -55,6 +56,7 @@ class App:
         self._flow: Flow | None = None
         self._committer: Committer | None = None
         self._stopping: asyncio.Event | None = None
+        self._started = False  # or at least begun to
         self._failed = False
 
     @property
@@ -66,11 +68,22 @@ class App:
 
     async def start(self) -> None:
         """Load, then listen. StoreError or ListenError where that isn't possible."""
+        self._started = True
+        self._failed = False
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop(0.0)
+            raise
+
+    async def _start(self) -> None:
         store = self.store
         broker = Broker(self.config.to_settings(), store.durable)
         # Nobody else may guess the client id that the broker assigns.
         broker.new_client_id = _random_client_id
         await store.load(broker)
+        if not self._started:
+            raise StoreError("stopped before everything was loaded")
         commit = self._kick if store.durable else None
         flow = Flow(broker, asyncio.get_running_loop(), _log_events, commit)
         self._flow = flow
@@ -78,28 +91,36 @@ class App:
             self._committer = Committer(store, broker, flow.schedule, self._fail)
             self._committer.start()
         flow.start()
-        try:
-            for listener_config in self.config.listeners:
-                listener = Listener(flow, endpoint_of(listener_config))
-                self.listeners.append(listener)
-                await listener.start()
-        except BaseException:
-            await self.stop(0.0)
-            raise
+        for listener_config in self.config.listeners:
+            listener = Listener(flow, endpoint_of(listener_config))
+            self.listeners.append(listener)
+            await listener.start()
+            if not self._started:
+                await listener.stop()
+                raise StoreError("stopped before everything was listening")
 
     async def stop(self, grace: float = DRAIN_GRACE) -> None:
         """Stop accepting, say goodbye to every client, settle, close."""
-        flow, self._flow = self._flow, None
-        if flow is None:
+        if not self._started:
             return
-        for listener in self.listeners:
-            await listener.stop()
-        await flow.drain(grace)
-        flow.stop()
-        if self._committer is not None:
-            await self._committer.stop()
-            self._committer = None
-        await self.store.close()
+        self._started = False
+        flow, self._flow = self._flow, None
+        listeners, self.listeners = self.listeners, []
+        # Each step is taken whatever became of the others; the last one stands first here.
+        async with contextlib.AsyncExitStack() as steps:
+            steps.push_async_callback(self.store.close)
+            steps.push_async_callback(self._settle)
+            if flow is not None:
+                steps.callback(flow.stop)
+                steps.push_async_callback(flow.drain, grace)
+            for listener in reversed(listeners):
+                steps.push_async_callback(listener.stop)
+
+    async def _settle(self) -> None:
+        # Until here it was needed: what clients ask for last is committed while they are drained.
+        committer, self._committer = self._committer, None
+        if committer is not None:
+            await committer.stop()
 
     async def run(self) -> int:
         """Serve until a signal says otherwise; returns the exit status."""
@@ -146,12 +167,15 @@ class App:
 
     def _reload(self) -> None:
         """SIGHUP: new certificates for new connections; the rest of the file needs a restart."""
+        done = True
         for listener in self.listeners:
             try:
                 listener.reload()
             except ListenError as error:
+                done = False
                 log.event(logger, "reload", level=logging.ERROR, reason=str(error))
-        log.event(logger, "reload", reason="certificates; other changes need a restart")
+        if done:
+            log.event(logger, "reload", reason="certificates; other changes need a restart")
 
 
 def store_of(storage: StorageConfig) -> Store:

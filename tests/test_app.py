@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import re
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,10 +18,14 @@ from mqttd import app as app_module
 from mqttd.app import App
 from mqttd.config import parse_config
 from mqttd.core import spec
+from mqttd.core.broker import Broker
 from mqttd.core.journal import Batch
 from mqttd.core.packets import Connect, Disconnect
 from mqttd.core.properties import Properties
 from mqttd.net import loops
+from mqttd.net.flow import Flow
+from mqttd.net.listener import ListenError
+from mqttd.store.base import StoreError
 from mqttd.store.memory import MemoryStore
 from tests.net.kit import PATIENCE, Wire, loopback, until
 from tests.tls import Authority
@@ -208,6 +214,135 @@ async def test_a_broken_store_ends_the_process_with_a_failure() -> None:
         assert await ended == 1
     gc.unfreeze()
     gc.set_threshold(700, 10, 10)
+
+
+class Remembering(MemoryStore):
+    """Knows whether it is open; fails when the test says so."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.closed = 0
+        self.error: Exception | None = None
+
+    async def load(self, broker: Broker) -> None:
+        self.opened += 1
+        await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+async def test_a_store_that_cannot_be_loaded_is_closed() -> None:
+    store = Remembering()
+    store.error = StoreError("it is broken")
+    app = App(parse_config({"listeners": [loopback()]}), store)
+    with pytest.raises(StoreError, match="broken"):
+        await app.start()
+    assert (store.opened, store.closed) == (1, 1)
+    await app.stop(0.0)
+    assert store.closed == 1
+    store.error = None
+    await app.start()
+    await app.stop(0.0)
+    assert (store.opened, store.closed) == (2, 2)
+
+
+async def test_a_stop_while_it_starts() -> None:
+    store = Remembering()
+    app = App(parse_config({"listeners": [loopback()]}), store)
+    starting = asyncio.get_running_loop().create_task(app.start())
+    await asyncio.sleep(0)
+    assert store.opened
+    await app.stop(0.0)
+    with pytest.raises(StoreError, match="stopped"):
+        await starting
+    assert not app.listeners
+    assert store.closed == 1
+
+
+async def test_a_second_start_listens_once() -> None:
+    app = App(parse_config({"listeners": [loopback()]}))
+    for _ in range(2):
+        await app.start()
+        assert len(app.listeners) == 1
+        async with await Wire.open(app.listeners[0].port) as wire:
+            await wire.connect("a")
+            await app.stop(0.0)
+            await wire.closed()
+        assert not app.listeners
+
+
+async def test_a_step_of_the_shutdown_that_fails_leaves_out_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Remembering()
+    app = App(parse_config({"listeners": [loopback()]}), store)
+    await app.start()
+    (listener,) = app.listeners
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Flow, "drain", broken)
+        with pytest.raises(RuntimeError, match="a bug"):
+            await app.stop(0.0)
+    assert store.closed == 1
+    with pytest.raises(ConnectionRefusedError):
+        await Wire.open(listener.port)
+
+
+async def test_a_core_that_cannot_say_goodbye_is_cut_off(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Mute:
+        """A broker whose `drain` is broken."""
+
+        def __init__(self, broker: Broker) -> None:
+            self._broker = broker
+
+        def drain(self, now: float) -> None:
+            raise RuntimeError("a bug")
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._broker, name)
+
+    store = Remembering()
+    app = App(parse_config({"listeners": [loopback()]}), store)
+    await app.start()
+    async with await Wire.open(app.listeners[0].port) as wire:
+        await wire.connect("a")
+        assert app._flow is not None
+        app._flow.broker = Mute(app.broker)  # type: ignore[assignment]
+        await app.stop(0.0)
+        await wire.closed()
+    assert store.closed == 1
+    assert "bug: exception out of the core in drain" in caplog.text
+
+
+@pytest.mark.parametrize("broken", [[], [0], [1], [0, 1]])
+def test_a_reload_claims_no_success_after_an_error(
+    broken: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Reloading:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def reload(self) -> None:
+            reloaded.append(self.number)
+            if self.number in broken:
+                raise ListenError(f"no key {self.number}")
+
+    reloaded: list[int] = []
+    app = App(parse_config({"listeners": [loopback()]}))
+    app.listeners = [Reloading(0), Reloading(1)]  # type: ignore[list-item]
+    with caplog.at_level(logging.INFO, "mqttd"):
+        app._reload()
+    assert reloaded == [0, 1]
+    levels = [record.levelno for record in caplog.records]
+    assert levels == ([logging.ERROR] * len(broken) or [logging.INFO])
 
 
 def test_what_a_listener_is_told_of_its_configuration() -> None:

@@ -198,7 +198,10 @@ class Flow:
 
     async def drain(self, grace: float) -> None:
         """Tell every client that the server is shutting down, and wait until they are gone."""
-        self.broker.drain(monotonic())
+        try:
+            self.broker.drain(monotonic())
+        except Exception:
+            self._bug("drain", None)  # who wasn't told is cut off below
         self.schedule()
         if not await self._emptied(grace):
             for shell in list(self.shells.values()):
