@@ -19,6 +19,7 @@ numbers; the composition root reads the rest of the tree.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import ipaddress
 import math
@@ -26,6 +27,7 @@ import os
 import re
 import ssl
 import typing
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -60,6 +62,7 @@ _LARGEST_PACKET: Final = (
     268_435_460  # the longest remaining length, its four bytes and the first byte
 )
 _SOCKET_PATH_BYTES: Final = 107  # sun_path of Linux without its closing NUL
+_NOT_IN_TOPICS: Final = ("Cc", "Cs")  # control characters, surrogates
 
 
 _SIZE_UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
@@ -94,7 +97,8 @@ def _parse_size(value: object) -> int:
 def _parse_duration(value: object) -> float:
     seconds = math.nan
     if _is_number(value) or isinstance(value, float):
-        seconds = float(typing.cast(float, value))
+        with contextlib.suppress(OverflowError):  # a whole number that no float can hold
+            seconds = float(typing.cast(float, value))
     elif isinstance(value, str) and _TIME.fullmatch(value):
         seconds = sum(float(n) * _TIME_UNITS[unit] for n, unit in _TIME_PART.findall(value))
     if math.isfinite(seconds):
@@ -114,9 +118,26 @@ def _parse_expiry(value: object) -> int:
 
 
 def _parse_path(value: object, info: ValidationInfo) -> Path:
-    if not isinstance(value, str) or not value or "\0" in value:
+    if not isinstance(value, str) or not value or not _can_name_a_file(value):
         raise _refuse("the name of a file")
     return _base_of(info) / value
+
+
+def _can_name_a_file(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # a lone surrogate, as "\ud800" in YAML
+        return False
+
+
+def _parse_response_information(value: object) -> object:
+    """What clients put topics under: the start of a topic name, which stands in a packet."""
+    if isinstance(value, str):
+        for place, character in enumerate(value, 1):
+            if character in "+#" or unicodedata.category(character) in _NOT_IN_TOPICS:
+                hint = f"character {place} is {shown(character)}"
+                raise _refuse("a topic without wildcards and control characters", hint)
+    return value
 
 
 def _parse_storage(value: object, info: ValidationInfo) -> str:
@@ -133,6 +154,7 @@ def _text_or(number: str, pattern: str) -> WithJsonSchema:
 
 
 _SIZE_SCHEMA: Final = _text_or("integer", r"^\d+ ?([kKmMgG][iI]?)?[bB]$|^\d+$")
+_TOPIC_PATTERN: Final = r"^[^#+\x00-\x1f\x7f-\x9f]*$"
 _TIME_SCHEMA: Final = _text_or("number", r"^(\d+(\.\d+)?(ms|s|m|h|d))+$")
 _EXPIRY_SCHEMA: Final = _text_or("integer", r"^never$|^(\d+(\.\d+)?(ms|s|m|h|d))+$")
 
@@ -142,7 +164,7 @@ FilePath = Annotated[Path, BeforeValidator(_parse_path), WithJsonSchema({"type":
 def split_bind(bind: str) -> tuple[str, int, str]:
     """Host, port and socket path of a bind; the path is "" or the other two are. May ValueError."""
     if bind.startswith("unix:"):
-        if len(bind) == 5 or "\0" in bind:
+        if len(bind) == 5 or not _can_name_a_file(bind):
             raise ValueError(bind)
         return "", 0, bind[5:]
     host, colon, digits = bind.rpartition(":")
@@ -331,9 +353,12 @@ class Config(_Node):
     ]
     storage: StorageConfig = StorageConfig()
     limits: LimitsConfig = LimitsConfig()
-    response_information: Annotated[str, Field(max_length=256, pattern=r"^[^#+\x00]*$")] = (
-        "response"
-    )
+    response_information: Annotated[
+        str,
+        Field(max_length=256),
+        BeforeValidator(_parse_response_information),
+        WithJsonSchema({"type": "string", "maxLength": 256, "pattern": _TOPIC_PATTERN}),
+    ] = "response"
     """Topic prefix for MQTT 5 clients that request response information; empty gives none."""
     logging: LoggingConfig = LoggingConfig()
 

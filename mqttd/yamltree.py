@@ -63,6 +63,8 @@ def shown(value: object) -> str:
         return "a list"
     if isinstance(value, str):
         return ascii(value if len(value) <= 60 else value[:57] + "...")
+    if isinstance(value, int) and value.bit_length() > 10_000:
+        return hex(value)[:60]  # Python refuses to write out thousands of decimal digits
     return ascii(value)[:60]
 
 

@@ -324,9 +324,33 @@ listeners:
         ("limits: {connect_timeout: 0}", "found 0, expected more than 0"),
         ("limits: {max_packet_size: 1GiB}", "found '1GiB', expected 268435460 or less"),
         ("response_information: 3", "found 3, expected text"),
-        ("response_information: a/#", "found 'a/#', expected text that matches"),
+        (
+            "response_information: a/#",
+            "f:1:23 response_information: found 'a/#', expected a topic without wildcards and"
+            " control characters (character 3 is '#')",
+        ),
+        ("response_information: +", "(character 1 is '+')"),
+        ('response_information: "a\\tb"', "(character 2 is '\\t')"),
+        ('response_information: "a\\0"', "(character 2 is '\\x00')"),
+        ('response_information: "\\x9f"', "(character 1 is '\\x9f')"),
+        ('response_information: "\\ud800"', "(character 1 is '\\ud800')"),
         (f"response_information: {'x' * 257}", "...', expected at most 256 characters"),
         ("storage: {path: 3}", "f:1:17 storage.path: found 3, expected the name of a file"),
+        ('storage: {path: "\\ud800"}', "f:1:17 storage.path: found '\\ud800', expected the name"),
+        ('storage: {path: "a\\0"}', "found 'a\\x00', expected the name of a file"),
+        (
+            'listeners: [{name: u, bind: "unix:\\ud800"}]',
+            "found 'unix:\\ud800', expected host:port",
+        ),
+        (f"limits: {{connect_timeout: {'9' * 400}}}", "expected a duration such as 500ms"),
+        (f"limits: {{connect_timeout: 0x{'9' * 5000}}}", "expected a duration such as 500ms"),
+        (f"limits: {{connect_timeout: {'9' * 400}s}}", "expected a duration such as 500ms"),
+        (f"limits: {{session_expiry_max: {'9' * 400}}}", "expected a duration such as 500ms"),
+        (f"limits: {{max_packet_size: {'9' * 400}}}", "expected 268435460 or less"),
+        (f"limits: {{max_packet_size: 0x{'9' * 5000}}}", "expected 268435460 or less"),
+        (f"limits: {{max_packet_size: {'9' * 5000}kB}}", "max_packet_size: found '999"),
+        (f"limits: {{max_inflight: {'9' * 400}}}", "f:1:24 limits.max_inflight: found 999"),
+        (f"limits: {{max_inflight: {'9' * 5000}}}", "f:1:24 limits.max_inflight: found "),
         ("1: 2", "a key that isn't text, expected the name of a key"),
         ("[a]: 2", "a key that isn't text, expected the name of a key"),
         ('"a\\e[31m\\n": 2', "f:1:1 'a\\x1b[31m\\n': unknown key 'a\\x1b[31m\\n', expected"),
@@ -548,6 +572,14 @@ def test_tls_files_that_do_not(tmp_path: Path) -> None:
     for idle in ({"client_ca": made.ca}, {"username_from": "cn"}):
         asked = tls(tmp_path, **good, **idle)
         assert "expected client_cert: optional or required beside it" in refused(asked)
+
+
+@pytest.mark.parametrize("key", ["cert", "key", "client_ca"])
+def test_a_tls_file_with_a_name_that_no_file_can_have(key: str, tmp_path: Path) -> None:
+    made = Certificates(tmp_path)
+    files = {"cert": made.cert, "key": made.key, key: "\ud800"}
+    told = refused(tls(tmp_path, **files))
+    assert f"tls.{key}: found '\\ud800', expected the name of a file" in told
 
 
 def test_a_key_file_is_never_shown(tmp_path: Path) -> None:
