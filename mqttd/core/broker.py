@@ -12,7 +12,7 @@ expires); a deadline in the heap that no longer fits its session is ignored; not
 over all sessions but `drain` and `balance`.
 """
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
 from mqttd.core import journal, spec
@@ -33,6 +33,8 @@ from mqttd.core.trie import Matched, Subscription, Target
 INFINITY: Final = float("inf")
 _SWEEP_EVERY: Final = 1.0  # seconds between slices of the search for expired retained messages
 _SWEEP_STEPS: Final = 2000
+_DEADLINE_TURN: Final = 2000  # sessions looked at in one call
+_REPLAY_SESSIONS: Final = 8  # sessions that replay retained messages in one slice
 _DUEL_WINDOW: Final = 60.0
 _DUEL_ROUNDS: Final = 4
 
@@ -43,7 +45,7 @@ class Deadline:
     def __init__(self, at: float, order: int, session: Session) -> None:
         self.at = at
         self.order = order
-        self.session = session
+        self.session: Session | None = session  # None: it has ended
 
     def __lt__(self, other: "Deadline") -> bool:
         return self.at < other.at or (self.at == other.at and self.order < other.order)
@@ -84,7 +86,9 @@ class Broker(Router):
             if connection.blocked or connection.closing or connection.attention:
                 self.slow.append(connection)
             elif connection.shell is not None:  # None: lost in this very tick
-                out.append((connection.shell, connection.data_to_send()))
+                data = connection.data_to_send()
+                if data:
+                    out.append((connection.shell, data))
         dirty.clear()
         return out
 
@@ -102,13 +106,12 @@ class Broker(Router):
             for group in groups:
                 pull(group, now, context)
         runnable = context.runnable
-        if runnable:
-            context.runnable = []
-            for session in runnable:
-                session.runnable = False
-                if session.run_replay(now) and not session.runnable:
-                    session.runnable = True
-                    context.runnable.append(session)
+        for _ in range(min(_REPLAY_SESSIONS, len(runnable))):
+            session = runnable.popleft()
+            session.runnable = False
+            if session.run_replay(now) and not session.runnable:
+                session.runnable = True
+                runnable.append(session)
 
     def next_deadline(self) -> float:
         """When `handle_timeout` wants to be called; infinity for never."""
@@ -120,16 +123,25 @@ class Broker(Router):
     def handle_timeout(self, now: float) -> None:
         """Publish wills and end sessions that are due; sweep a slice of the retained tree."""
         deadlines = self._deadlines
-        while deadlines and deadlines[0].at <= now:
+        budget = _DEADLINE_TURN
+        while deadlines and deadlines[0].at <= now and budget > 0:
+            budget -= 1
             session = heappop(deadlines).session
-            if self.sessions.get(session.client_id) is not session:
+            if session is None:
                 continue
+            session.deadline = None
             if session.will_at and session.will_at <= now:
                 self._publish_will(session, now)
             if session.expires_at and session.expires_at <= now:
                 self.counters.sessions_expired += 1
                 self.note("session_expired", session.client_id, "", "session expiry interval over")
                 self._end_session(session, now)
+                continue
+            # It was put off meanwhile: the one entry of a session moves, it does not multiply.
+            if session.will_at:
+                self._push(session.will_at, session)
+            if session.expires_at:
+                self._push(session.expires_at, session)
         if self.retained.expiring and now >= self._sweep_at:
             self._sweep_at = now + _SWEEP_EVERY
             for topic in self.retained.sweep(now, _SWEEP_STEPS):
@@ -144,7 +156,12 @@ class Broker(Router):
         self.journal.commit(seq)
         context = self.context
         for connection in list(context.holding):
-            connection.release()
+            assert isinstance(connection, Connection)
+            try:
+                connection.release()
+            except Exception:  # a bug: it ends this connection, the others get their answers
+                self.note("bug", connection.client_id, connection.peer, "release failed")
+                connection.abort(now)
         waiting = context.waiting
         context.waiting = []
         for session in waiting:
@@ -178,9 +195,8 @@ class Broker(Router):
             if session.queue:
                 queued += len(session.queue)
             if session.grouped is not None:
-                for subscription in session.grouped:
-                    group = subscription.group
-                    if group is not None and group.queue:
+                for group in session.grouped:
+                    if group.queue:
                         groups[group] = len(group.queue)
         for size in groups.values():
             queued += size
@@ -207,10 +223,14 @@ class Broker(Router):
             raise ProtocolError(spec.SERVER_UNAVAILABLE, "", "server shutting down")
         client_id = connect.client_id
         session = self.sessions.get(client_id)  # [MQTT-3.1.3-2]
+        duels = 0
+        duel_at = 0.0
         if session is not None:
             if session.owner != owner:
                 return None
             self._displace(session, connection, now)
+            duels = session.duels
+            duel_at = session.duel_at
             # Taking over may have ended it: a session without expiry ends with its connection.
             session = self.sessions.get(client_id)
         dropped = 0
@@ -222,6 +242,8 @@ class Broker(Router):
         if session is None:  # [MQTT-3.1.2-6]
             session = Session(client_id, owner, self.context)
             session.barrier = dropped
+            session.duels = duels  # the quarrel goes on though each round has a new session
+            session.duel_at = duel_at
             self.sessions[client_id] = session
         session.resumed = resumed  # [MQTT-3.2.2-2] [MQTT-3.2.2-3]
         had_will = session.will is not None
@@ -401,7 +423,7 @@ class Broker(Router):
         self.retained.set(message.topic, message)  # [MQTT-3.3.1-5]
         return self.journal.record(journal.RETAINED_SAVE, "", message.topic, 0, message)
 
-    def subscribe(self, session: Session, entry: Filter, identifier: int, now: float) -> int:
+    def subscribe(self, session: Session, entry: Filter, identifier: int) -> int:
         topic_filter = entry.topic_filter
         try:
             group_name, inner = split_shared(topic_filter)
@@ -424,20 +446,23 @@ class Broker(Router):
         self.trie.insert(subscription, group_name, inner)  # [MQTT-3.8.4-3]
         session.subscriptions[topic_filter] = subscription
         if group_name:
-            if session.grouped is None:
-                session.grouped = []
-            if known is not None:
-                session.grouped.remove(known)
-            session.grouped.append(subscription)
             group = subscription.group
-            if group is not None and group.queue:
+            assert group is not None
+            if session.grouped is None:
+                session.grouped = {}
+            session.grouped[group] = None
+            if group.queue:
                 self.context.groups[group] = None
         elif self.retained.count and (
             # [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11] [MQTT-3.8.4-4]
             entry.retain_handling == 0 or (entry.retain_handling == 1 and known is None)
         ):
+            if known is not None:
+                session.stop_replays(known)
             cursor = self.retained.cursor(inner)
             session.add_replay(Replay(cursor, subscription, subscription.identifier_block))
+        elif known is not None:
+            session.move_replays(known, subscription)
         if session.durable:
             session.barrier = self.journal.record(
                 journal.SUBSCRIPTION_SAVE, session.client_id, topic_filter
@@ -465,7 +490,7 @@ class Broker(Router):
         self.trie.remove(session, group_name, inner)
         if group is not None:
             if session.grouped is not None:
-                session.grouped.remove(subscription)
+                session.grouped.pop(group, None)
                 if not session.grouped:
                     session.grouped = None
             if not group.members:
@@ -476,6 +501,10 @@ class Broker(Router):
         if session.will_at:
             self._publish_will(session, now)
         del self.sessions[session.client_id]
+        deadline = session.deadline
+        if isinstance(deadline, Deadline):
+            deadline.session = None
+            session.deadline = None
         for subscription in list(session.subscriptions.values()):
             self._remove(session, subscription)
         session.subscriptions.clear()
@@ -501,8 +530,21 @@ class Broker(Router):
             self.journal.record(journal.WILL_DROP, session.client_id)
 
     def _push(self, at: float, session: Session) -> None:
+        """Have `handle_timeout` look at the session at `at`, or before."""
+        deadlines = self._deadlines
+        deadline = session.deadline
+        if isinstance(deadline, Deadline):
+            if deadline.at <= at:
+                return
+            deadline.session = None
+        if len(deadlines) > 2 * len(self.sessions) + 64:
+            # Mostly entries of sessions that have ended: they must not wait for their time.
+            self._deadlines = deadlines = [d for d in deadlines if d.session is not None]
+            heapify(deadlines)
         self._order += 1
-        heappush(self._deadlines, Deadline(at, self._order, session))
+        deadline = Deadline(at, self._order, session)
+        session.deadline = deadline
+        heappush(deadlines, deadline)
 
 
 def will_message(will: Will, client_id: str, now: float) -> Message:

@@ -8,7 +8,7 @@ stream.
 Must not know: asyncio, sockets, clocks (it is told `now`), other connections. What concerns more
 than this connection and its session goes through `Router`, which the broker implements.
 
-Invariants: no exception but a bug leaves `receive_data`; `_fail` is the one place where a
+Invariants: no exception but a bug leaves `receive_data`; `fail` is the one place where a
 `ProtocolError` becomes CONNACK, DISCONNECT or a bare close; after `finish` nothing is read or
 sent; the session hears of the end exactly once.
 
@@ -83,7 +83,7 @@ class Connection(Handshake):
             return False
         framer.feed(data)
         self.run(now)
-        return self.suspended or self.blocked
+        return self.suspended or self.blocked or self._held is not None
 
     def next_deadline(self) -> float:
         """When `handle_timeout` wants to be called; infinity for never."""
@@ -179,7 +179,7 @@ class Connection(Handshake):
             return
         if self.state == CLOSED:
             return
-        self.refuse(error.code, str(error), now)
+        self.refuse(error.code, str(error))
 
     def _on_packet(
         self, kind: int, first: int, data: bytes, pos: int, end: int, now: float
@@ -440,7 +440,7 @@ class Connection(Handshake):
         for entry in packet.filters:  # [MQTT-3.8.4-5] [MQTT-3.9.3-1]
             if self.version < 5 and self.bridge:
                 entry = Filter(entry.topic_filter, entry.qos, True, True, 0)
-            reason = self.router.subscribe(session, entry, packet.subscription_id, now)
+            reason = self.router.subscribe(session, entry, packet.subscription_id)
             if self.version < 5 and reason >= 0x80:
                 reason = 0x80
             reasons.append(reason)
@@ -493,6 +493,8 @@ class Connection(Handshake):
             self.router.left(session, self, with_will, now)
 
     def _send_disconnect(self, code: int, reason: str) -> None:
+        if code not in spec.REASONS[spec.DISCONNECT]:  # [MQTT-3.14.2-1]
+            code = spec.NOT_AUTHORIZED
         # [MQTT-3.14.2-2] [MQTT-3.14.2-4] a reason string is all that it ever carries.
         properties = Properties()
         if self.wants_reasons and reason:

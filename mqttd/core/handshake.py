@@ -31,6 +31,7 @@ OPEN: Final = 2
 CLOSED: Final = 3
 
 MAX_REASON: Final = 256
+MAX_RESPONSE: Final = 1024  # bytes of a response topic that is handed out
 
 # MQTT 3.1.1, 3.1.4-1: a CONNECT that does not conform is closed without a CONNACK.
 _SILENT_V3: Final = (
@@ -180,7 +181,7 @@ class Handshake(Outbound):
     def _decided(self, connect: Connect, verdict: Verdict, now: float) -> None:
         if not verdict.allowed:
             raise ProtocolError(verdict.code, "MQTT-3.1.4-2", verdict.reason)
-        self._admit(connect, verdict.username or connect.username or self.identity, now)
+        self._admit(connect, verdict.username or self.identity or connect.username, now)
 
     def _admit(self, connect: Connect, owner: str | None, now: float) -> None:
         """Authentication succeeded: only now may anything of the session change."""
@@ -201,6 +202,8 @@ class Handshake(Outbound):
             )
         self.session = session
         self.state = OPEN  # [MQTT-3.2.0-2] from here errors are a DISCONNECT
+        self.counters.clients_connected += 1
+        self.router.note("connect", self.client_id, self.peer, describe(connect, session.resumed))
         self.connect = None
         self._framer.max_packet_size = settings.max_packet_size
         if self.version >= 5:
@@ -228,8 +231,6 @@ class Handshake(Outbound):
             return
         # Session Present 1, and a session that clean start removed, are promises too.
         self._hold(Held(frame, session.barrier, None, False, True))
-        self.counters.clients_connected += 1
-        self.router.note("connect", self.client_id, self.peer, describe(connect, present))
         self.release()
         # [MQTT-3.2.0-1] while CONNACK is held nothing is read that might be answered before it.
         self.suspended = not self.established
@@ -238,17 +239,19 @@ class Handshake(Outbound):
         self.established = True
         session = self.session
         if session is not None and session.link is self:
-            self.writable = True
+            self.writable = not self.blocked
             session.pump(self.last_received)
         if self.suspended:
             self.suspended = False
             self.run(self.last_received)
 
-    def refuse(self, code: int, reason: str, now: float) -> None:
+    def refuse(self, code: int, reason: str) -> None:
         """Answer a CONNECT with an error and close. [MQTT-3.1.4-2] [MQTT-3.14.0-1]"""
         self.counters.connects_refused += 1
         self.router.note("refused", self.client_id, self.peer, reason)
         self.state = CLOSED
+        if code not in spec.REASONS[spec.CONNACK]:
+            code = spec.UNSPECIFIED_ERROR  # [MQTT-3.2.2-8] whatever a decider came up with
         if self.version >= 5:
             properties = Properties()
             if self.wants_reasons and reason:
@@ -297,7 +300,7 @@ class Handshake(Outbound):
         connect = self.connect
         assert connect is not None
         self._auth_data = step.data
-        self._admit(connect, step.username or connect.username or self.identity, now)
+        self._admit(connect, step.username or self.identity or connect.username, now)
 
     def _on_auth(self, auth: Auth, now: float) -> None:
         """AUTH during CONNECT, or the next step of a re-authentication."""
@@ -381,9 +384,12 @@ def announce(connect: Connect, settings: Settings, session: Session, answer: Pro
     asked = connect.properties.session_expiry_interval or 0
     if asked != session.expiry_interval:
         answer.session_expiry_interval = session.expiry_interval
-    if connect.properties.request_response_information == 1 and settings.response_information:
-        # [MQTT-3.1.2-28] only on request.
-        answer.response_information = settings.response_information + "/" + session.client_id
+    prefix = settings.response_information
+    if connect.properties.request_response_information == 1 and prefix:
+        # [MQTT-3.1.2-28] only on request; and only where it makes a topic one can subscribe to.
+        topic = prefix + "/" + session.client_id
+        if "+" not in topic and "#" not in topic and len(topic.encode("utf-8")) <= MAX_RESPONSE:
+            answer.response_information = topic
 
 
 def wanted_expiry(connect: Connect, settings: Settings) -> int:

@@ -125,6 +125,7 @@ class Journal:
             return False
         # Settled before it was written: then it is never written.
         op.elided = True
+        op.delivery = None  # an elided operation keeps no payload alive
         self.elided += 1
         message = delivery.message
         message.undurable -= 1

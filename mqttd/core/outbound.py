@@ -25,6 +25,8 @@ from mqttd.core.session import Context, Link
 from mqttd.core.wire import packet_id_bytes
 
 _PUBREL: Final = b"\x62\x02"
+_HELD_COST: Final = 256  # bytes of memory for an acknowledgement that is held, roughly
+_ALIAS_KEY: Final = 512  # longer topics are not watched: that would cost memory, not save it
 _ALIAS_SIZE: Final = 3  # bytes of the property: a shorter topic is cheaper than its alias
 _ALIAS_CANDIDATES: Final = 1024  # topics watched for becoming hot; then the count starts anew
 
@@ -80,6 +82,12 @@ class Outbound(Link):
 
     def backlog(self) -> int:
         return self._out_size
+
+    def pressure(self) -> int:
+        """Bytes in memory on behalf of answers: above a bound the shell stops reading."""
+        if self._held is None:
+            return self._out_size
+        return self._out_size + _HELD_COST * len(self._held)
 
     def send(self, frame: bytes) -> None:
         """Append one whole packet."""
@@ -209,7 +217,7 @@ class Outbound(Link):
         alias = 0
         fresh = False
         aliases = self._aliases
-        if aliases is not None and len(key) > _ALIAS_SIZE:
+        if aliases is not None and _ALIAS_SIZE < len(key) <= _ALIAS_KEY:
             alias = aliases.get(key, 0)
             if alias == 0 and self._is_hot(key) and len(aliases) < self._alias_max:
                 alias = len(aliases) + 1  # [MQTT-3.1.2-26] [MQTT-3.3.2-8] 1 up to the maximum
@@ -317,8 +325,10 @@ class Outbound(Link):
             self.send(held.frame)
             if held.opens:
                 self.opened()
-        self._held = None
-        self.context.holding.pop(self, None)
+        # `opened` may have let the client's next packets in, and those may hold answers again.
+        if self._held is queue:
+            self._held = None
+            self.context.holding.pop(self, None)
 
     def opened(self) -> None:
         """CONNACK has left. `Connection` lets the session send."""

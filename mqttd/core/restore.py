@@ -100,8 +100,8 @@ class Restorer:
         if group is not None:
             self._groups[group.name + "/" + group.topic_filter] = group
             if session.grouped is None:
-                session.grouped = []
-            session.grouped.append(subscription)
+                session.grouped = {}
+            session.grouped[group] = None
 
     def inbound(self, client_id: str, packet_id: int) -> None:
         """An inbound QoS 2 exchange whose PUBREL is still to come. [MQTT-4.3.3-10]"""
@@ -140,6 +140,7 @@ class Restorer:
                 if group.queue is None:
                     group.queue = deque()
                 group.queue.append(delivery)
+                self.broker.context.queued_groups[group] = None
             return
         session = self.broker.sessions.get(client_id)
         if session is None:

@@ -105,7 +105,7 @@ class Router:
         """Store or clear the retained message of a topic; returns the barrier."""
         raise AssertionError("a Router has to override retain")
 
-    def subscribe(self, session: Session, entry: Filter, identifier: int, now: float) -> int:
+    def subscribe(self, session: Session, entry: Filter, identifier: int) -> int:
         """Add or replace a subscription; returns the SUBACK reason code."""
         raise AssertionError("a Router has to override subscribe")
 

@@ -11,9 +11,9 @@ Must not know: bytes on the wire, sockets, other sessions. It speaks to its conn
 
 Invariants: `link` is None exactly while no accepted connection has the session; `quota` is what
 the client's Receive Maximum leaves on this connection; a delivery is in one of queue, window or
-gone; first sendings leave in the order of `deliver`; a QoS 2 delivery of a durable session is
-sent only after the batch with its packet identifier is durable, since a resend under another
-identifier would be a second copy.
+gone; first sendings of one QoS leave in the order of `deliver`; a QoS 2 delivery of a durable
+session is sent only after the batch with its packet identifier is durable, since a resend under
+another identifier would be a second copy.
 """
 
 from collections import deque
@@ -33,6 +33,7 @@ from mqttd.core.trie import SharedGroup, Subscriber, Subscription
 _REPLAY_STEPS: Final = 64
 _REPLAY_TURN: Final = 512
 _REPLAY_BACKLOG: Final = 262144
+_PURGE_EVERY: Final = 1.0  # seconds between two searches of a full queue for what has expired
 
 
 class Link(Holder):
@@ -79,10 +80,11 @@ class Context:
         self.settings = settings
         self.counters = counters
         self.journal = journal
-        self.runnable: list[Session] = []  # sessions with a replay that can go on
+        self.runnable: deque[Session] = deque()  # sessions with a replay that can go on
         self.holding: dict[Holder, None] = {}  # connections that hold acknowledgements back
         self.waiting: list[Session] = []  # sessions with a delivery behind a barrier
         self.groups: dict[SharedGroup, None] = {}  # with a queue that may move on
+        self.queued_groups: dict[SharedGroup, None] = {}  # whose queue holds something
         self.waiting_groups: dict[SharedGroup, None] = {}  # with a message behind a barrier
 
 
@@ -107,6 +109,7 @@ class Session(Subscriber):
         self.expires_at: float = 0.0  # set while disconnected; 0.0 = no deadline
         self.will: Will | None = None
         self.will_at: float = 0.0  # set while a delayed will is pending
+        self.deadline: object = None  # the broker's one timer entry for it
         self.duels: int = 0  # take-overs since duel_at
         self.duel_at: float = 0.0
         self.durable: bool = False  # outlives its connection: its promises are journalled
@@ -116,7 +119,7 @@ class Session(Subscriber):
         self.row_barrier: int = 0  # batch that first held the session's own row
         self.inbound_barrier: int = 0  # batch of the last change to `inbound`
         self.subscriptions: dict[str, Subscription] = {}
-        self.grouped: list[Subscription] | None = None  # the shared ones among them
+        self.grouped: dict[SharedGroup, None] | None = None  # the shared ones among them
         self.window: Window = Window()
         self.inbound: dict[int, int] = {}  # inbound QoS 2 ids → serial of the connection
         self.quota: int = 0
@@ -141,17 +144,17 @@ class Session(Subscriber):
         """Send `message` or keep it. `qos` is already min(publish, granted). [MQTT-4.5.0-1]"""
         link = self.link
         journal = self.context.journal
-        if qos == 0 and message.barrier <= journal.committed:
-            if link is not None and link.writable:
-                # [MQTT-4.3.1-1] neither QoS nor DUP.
-                if link.send_publish(message, 0, retain, 0, False, identifiers, now):
-                    self.context.counters.delivered += 1
-                return
-            if link is not None and link.established:
-                self._deliver_late(link, message, retain, identifiers, now)
-                return
-            if not (self.durable and self.context.settings.queue_qos0):
-                self.context.counters.drop(count.DROP_OFFLINE_QOS0)
+        if qos == 0:
+            queueing = self.durable and self.context.settings.queue_qos0
+            if link is None or not link.established:
+                if not queueing:
+                    self.context.counters.drop(count.DROP_OFFLINE_QOS0)
+                    return
+            elif message.barrier <= journal.committed and not (queueing and self.queue):
+                if not link.writable:
+                    self._deliver_late(link, message, retain, identifiers, now)
+                elif link.send_publish(message, 0, retain, 0, False, identifiers, now):
+                    self.context.counters.delivered += 1  # [MQTT-4.3.1-1] neither QoS nor DUP
                 return
         delivery = Delivery(message, qos, retain, identifiers, None)
         if qos and self.durable:
@@ -220,6 +223,9 @@ class Session(Subscriber):
             queue.append(delivery)
             if expires_at and (not self.queue_expiry or expires_at < self.queue_expiry):
                 self.queue_expiry = expires_at
+        # A scan costs the length of the queue: not for each message that finds it full.
+        if self.queue_expiry and self.queue_expiry < now + _PURGE_EVERY:
+            self.queue_expiry = now + _PURGE_EVERY
 
     def discard(self, delivery: Delivery, reason: str) -> None:
         """End a delivery unsent, counted by reason."""
@@ -392,10 +398,15 @@ class Session(Subscriber):
             self._transmit(link, delivery, now)
         self.queue = None
         if self.grouped is not None and self.room() > 0:
-            for subscription in self.grouped:
-                group = subscription.group
-                if group is not None and group.queue:
-                    self.context.groups[group] = None
+            queued = self.context.queued_groups
+            if len(queued) < len(self.grouped):
+                for group in queued:
+                    if group in self.grouped:
+                        self.context.groups[group] = None
+            else:
+                for group in self.grouped:
+                    if group in queued:
+                        self.context.groups[group] = None
         if self.replays is not None and not self.runnable:
             self.runnable = True
             self.context.runnable.append(self)
@@ -423,19 +434,11 @@ class Session(Subscriber):
         if self.grouped is not None:
             for delivery in list(self.window.deliveries.values()):
                 # [MQTT-4.8.2-4] a QoS 2 exchange stays with the member that began it.
-                if delivery.qos == 1 and self._is_member(delivery.group):
+                if delivery.qos == 1 and delivery.group in self.grouped:
                     self.window.pop(delivery.packet_id)
                     self.context.journal.settle(self.client_id, delivery)
                     orphans.append(delivery)
         return orphans
-
-    def _is_member(self, group: SharedGroup | None) -> bool:
-        if group is None or self.grouped is None:
-            return False
-        for subscription in self.grouped:  # noqa: SIM110 - a generator is slow once compiled
-            if subscription.group is group:
-                return True
-        return False
 
     def end(self) -> None:
         """The session is over: everything still on its way to the client is counted as dropped."""
@@ -464,6 +467,14 @@ class Session(Subscriber):
         if self.replays is not None:
             left = [replay for replay in self.replays if replay.subscription is not subscription]
             self.replays = left if left else None
+
+    def move_replays(self, old: Subscription, new: Subscription) -> None:
+        """A subscription was replaced by one that asks for no replay: what runs goes on for it."""
+        if self.replays is not None:
+            for replay in self.replays:
+                if replay.subscription is old:
+                    replay.subscription = new
+                    replay.identifiers = new.identifier_block
 
     def run_replay(self, now: float) -> bool:
         """One turn of replay. True: call again next tick; False: `pump` will ask again."""

@@ -44,7 +44,7 @@ def distribute(group: SharedGroup, message: Message, now: float, context: Contex
         if member is not None:
             _assign(group, member, delivery, now)
             return
-    _keep(group, delivery, context)
+    _keep(group, delivery, now, context)
     if message.barrier > context.journal.committed:
         context.waiting_groups[group] = None
 
@@ -52,6 +52,9 @@ def distribute(group: SharedGroup, message: Message, now: float, context: Contex
 def pull(group: SharedGroup, now: float, context: Context) -> None:
     """Hand out the queue as far as members can take it."""
     queue = group.queue
+    if not queue:
+        context.queued_groups.pop(group, None)
+        return
     while queue:
         delivery = queue[0]
         assert isinstance(delivery, Delivery)
@@ -67,6 +70,7 @@ def pull(group: SharedGroup, now: float, context: Context) -> None:
             return
         queue.popleft()
         _assign(group, member, delivery, now)
+    context.queued_groups.pop(group, None)
 
 
 def give_back(orphans: list[Delivery], context: Context) -> None:
@@ -82,6 +86,7 @@ def give_back(orphans: list[Delivery], context: Context) -> None:
         delivery.packet_id = 0
         _journal(group, delivery, context)
         group.queue.appendleft(delivery)
+        context.queued_groups[group] = None
         context.groups[group] = None
 
 
@@ -89,6 +94,7 @@ def dissolve(group: SharedGroup, context: Context) -> None:
     """The last member has left for good: what waits ends here."""
     queue = group.queue
     group.queue = None
+    context.queued_groups.pop(group, None)
     if queue:
         for delivery in queue:
             assert isinstance(delivery, Delivery)
@@ -134,11 +140,18 @@ def _assign(group: SharedGroup, member: Subscription, delivery: Delivery, now: f
         holder.release()
 
 
-def _keep(group: SharedGroup, delivery: Delivery, context: Context) -> None:
+def _keep(group: SharedGroup, delivery: Delivery, now: float, context: Context) -> None:
     queue = group.queue
     if queue is None:
         queue = group.queue = deque()
     settings = context.settings
+    while queue and len(queue) >= settings.max_queued_messages > 0:
+        first = queue[0]
+        assert isinstance(first, Delivery)
+        if not first.message.expires_at or now < first.message.expires_at:
+            break
+        queue.popleft()
+        _drop(group, first, count.DROP_EXPIRED, context)
     if settings.max_queued_messages and len(queue) >= settings.max_queued_messages:
         if settings.queue_overflow != DROP_OLDEST:
             context.counters.drop(count.DROP_QUEUE_FULL)
@@ -148,6 +161,7 @@ def _keep(group: SharedGroup, delivery: Delivery, context: Context) -> None:
         _drop(group, oldest, count.DROP_QUEUE_FULL, context)
     _journal(group, delivery, context)
     queue.append(delivery)
+    context.queued_groups[group] = None
 
 
 def _journal(group: SharedGroup, delivery: Delivery, context: Context) -> None:

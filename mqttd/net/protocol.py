@@ -157,7 +157,7 @@ class StreamProtocol(asyncio.Protocol):
         conn = self.conn
         if self.held or self.transport.is_closing():
             return
-        if conn.suspended or conn.backlog() > self.flow.broker.settings.write_buffer:
+        if conn.suspended or conn.pressure() > self.flow.broker.settings.write_buffer:
             self.held = True
             conn.attention = True
             self.transport.pause_reading()

@@ -98,7 +98,8 @@ class Rig:
         self.trie.insert(subscription, group, topic_filter)
         session.subscriptions[name] = subscription
         if group:
-            session.grouped = [*(session.grouped or []), subscription]
+            assert subscription.group is not None
+            session.grouped = {**(session.grouped or {}), subscription.group: None}
         return subscription
 
     def commit(self, now: float = 0.0) -> None:

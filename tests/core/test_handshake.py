@@ -314,7 +314,8 @@ def by(verdict: Verdict | None) -> Harness:
     ("renamed", "claimed", "identity", "becomes"),
     [
         ("alice", "bob", "carol", "alice"),
-        (None, "bob", "carol", "bob"),
+        (None, "bob", "carol", "carol"),
+        (None, "bob", None, "bob"),
         (None, None, "carol", "carol"),
         (None, None, None, None),
     ],
@@ -416,7 +417,7 @@ def test_a_refusal_needs_no_reason() -> None:
     h = Harness()
     client = h.open()
     client.connection.version = 5
-    client.connection.refuse(spec.SERVER_BUSY, "", h.now)
+    client.connection.refuse(spec.SERVER_BUSY, "")
     h.flush()
     answer = refused(client)
     assert (answer.reason, answer.properties.reason_string) == (spec.SERVER_BUSY, None)
@@ -437,7 +438,7 @@ def test_older_clients_get_a_return_code_or_silence(code: int, answer: list[Reco
     """MQTT 3.1.1, 3.1.4: what does not conform is closed without CONNACK."""
     h = Harness()
     client = h.open(4)
-    client.connection.refuse(code, "reason", h.now)
+    client.connection.refuse(code, "reason")
     h.flush()
     assert client.recv() == answer
     assert client.closed

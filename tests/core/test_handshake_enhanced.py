@@ -80,7 +80,7 @@ def test_two_steps_lead_to_a_session() -> None:
 
 @pytest.mark.parametrize(
     ("username", "identity", "becomes"),
-    [("claimed", "cert", "claimed"), (None, "cert", "cert"), (None, None, None)],
+    [("claimed", "cert", "cert"), ("claimed", None, "claimed"), (None, None, None)],
 )
 def test_a_step_that_names_nobody_leaves_the_name_as_it_is(
     username: str | None, identity: str | None, becomes: str | None
