@@ -17,7 +17,7 @@ STATIC := mqttd device_sim tools bench fuzz tests
 
 help:
 	@echo 'make run          start the broker (ARGS="-c config/dev.yaml")'
-	@echo 'make test         everything: lint, types, conformance, the suite on both builds and both loops'
+	@echo 'make test         everything: lint, types, conformance, the suite on both builds and both loops, fuzzing'
 	@echo 'make suite        the test suite once, on the source tree (ARGS="tests/core -k trie")'
 	@echo 'make lint         ruff, ruff format, mypy --strict'
 	@echo 'make format       let ruff correct what it can'
@@ -111,6 +111,8 @@ test: lint check-conformance build/compiled/.done build/pure/.done
 	$(call pytest,pure,asyncio)
 	$(call pytest,compiled,asyncio,-m loop)
 	$(call pytest,pure,uvloop,-m loop)
+	@echo "== the fuzz targets"
+	$(BIN)/python -m fuzz --seconds 28
 
 coverage: $(VENV)/.test
 	$(BIN)/coverage run --branch --source=mqttd,device_sim -m pytest $(ARGS)

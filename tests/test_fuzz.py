@@ -3,6 +3,7 @@
 `make fuzz` goes on from here for as long as it is told to.
 """
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,13 @@ def test_nothing_but_the_documented_exception_comes_out(name: str) -> None:
     """[MQTT-4.13.1-1]"""
     target = TARGETS[name]
     assert run(target, 0.0, seed=1, inputs=len(target.seeds()) + 150)
+
+
+def test_make_test_fuzzes_all_targets_for_a_bounded_time() -> None:
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile.partition("\ntest:")[2].partition("\n\n")[0]
+    (seconds,) = re.findall(r"-m fuzz --seconds (\d+)$", recipe, re.MULTILINE)
+    assert len(TARGETS) <= int(seconds) <= 40
 
 
 def test_each_target_has_inputs_that_differ_in_what_they_do() -> None:
