@@ -12,7 +12,8 @@ Must not know: MQTT. It gets a factory of protocols and hands each the peer that
 
 Invariants: every accepted socket ends up with a transport or closed; without file descriptors or
 with too many handshakes under way accepting pauses, says so once, and clients wait in the kernel's
-backlog; after `close` nothing is accepted and nothing half made is left.
+backlog; after `close` nothing is accepted and nothing half made is left. Whoever doesn't get
+through, in time or at all, is reported once.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ logger: Final = logging.getLogger("mqttd.net")
 
 ProtocolFactory = Callable[[str], asyncio.BaseProtocol]
 
+
+def _nobody_counts() -> None:
+    """For an acceptor that nobody asks how many it has refused."""
+
+
 _PER_TURN: Final = 64  # then the loop sees to its other clients
 _HANDSHAKES: Final = 2048
 _RETRY: Final = 1.0
@@ -53,6 +59,7 @@ class Acceptor:
         proxy_protocol: str = "off",
         proxy_from: tuple[str, ...] = (),
         context: ssl.SSLContext | None = None,
+        on_refused: Callable[[], None] = _nobody_counts,
     ) -> None:
         self.context = context  # may be replaced at any time: it counts for the next connection
         self._loop = loop
@@ -62,7 +69,9 @@ class Acceptor:
         self._timeout = timeout
         self._proxy_protocol = proxy_protocol
         self._proxies = tuple(ipaddress.ip_network(network) for network in proxy_from)
+        self._on_refused = on_refused
         self._under_way: set[asyncio.Task[None]] = set()
+        self._unopened: set[socket.socket] = set()  # their tasks have not taken one step
         self._reading = False
         self._starved = False
         self._retry: asyncio.TimerHandle | None = None
@@ -106,7 +115,8 @@ class Acceptor:
             sock.setblocking(False)
             task = self._loop.create_task(self._open(sock, address))
             self._under_way.add(task)
-            task.add_done_callback(self._opened)
+            self._unopened.add(sock)
+            task.add_done_callback(partial(self._opened, sock))
             if len(self._under_way) >= _HANDSHAKES:
                 self._pause()
                 return
@@ -125,14 +135,18 @@ class Acceptor:
         self._retry = None
         self.start()
 
-    def _opened(self, task: asyncio.Task[None]) -> None:
+    def _opened(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
+        if sock in self._unopened:  # cancelled so early that `_open` never saw it
+            self._unopened.discard(sock)
+            sock.close()
         if not self._reading and self._retry is None and self._sock.fileno() >= 0:
             self.start()
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("bug: a connection to %s could not be made", self._name, exc_info=error)
 
     async def _open(self, sock: socket.socket, address: object) -> None:
+        self._unopened.discard(sock)
         peer = ""
         if self._proxy_protocol != "off":
             try:
@@ -143,6 +157,7 @@ class Acceptor:
                 sock.close()
                 reason = str(error) or "no PROXY header in time"
                 logger.info("listener %s: refused %s: %s", self._name, address, reason)
+                self._on_refused()
                 return
             except asyncio.CancelledError:
                 sock.close()
@@ -164,6 +179,7 @@ class Acceptor:
             logger.info(
                 "listener %s: TLS handshake with %s failed: %s", self._name, peer or address, reason
             )
+            self._on_refused()
 
     def _check_proxy(self, address: object) -> None:
         """Only a proxy may say who is behind it. On a Unix socket its permissions decide that."""

@@ -96,6 +96,10 @@ class Flow:
         self.wheel.put(shell, now + self._first_look)
         return conn
 
+    def refused(self) -> None:
+        """Somebody was sent away before there was a connection that the core could count."""
+        self.broker.counters.connects_refused += 1
+
     def lost(self, shell: Shell) -> None:
         """The transport of a connection is gone."""
         self.wheel.remove(shell)

@@ -189,6 +189,7 @@ class Listener:
             endpoint.proxy_protocol,
             endpoint.proxy_from,
             context,
+            self._flow.refused,
         )
         self._acceptors.append(acceptor)
         acceptor.start()

@@ -179,6 +179,7 @@ async def test_without_a_header_nobody_gets_in(
             wire.send(start + connect_packet("a"))
             assert await wire.closed() == b""
             assert served.broker.counters.connections_total == 0
+            assert served.broker.counters.connects_refused == 1
     assert "refused ('127.0.0.1'" in caplog.text
 
 
@@ -195,6 +196,7 @@ async def test_a_header_that_does_not_come_in_time(
         ):
             wire.send(start)
             assert await wire.closed() == b""
+            assert served.broker.counters.connects_refused == 1
     assert "no PROXY header in time" in caplog.text
 
 
@@ -218,7 +220,67 @@ async def test_a_header_under_way_ends_with_the_listener() -> None:
         assert await wire.closed() == b""
 
 
+@pytest.mark.parametrize("start", [b"", b"\x16\x03", b"no ClientHello"])
+async def test_a_tls_handshake_that_fails_or_takes_too_long_is_counted(
+    start: bytes, tmp_path: Path
+) -> None:
+    tls = Tls(*Authority(tmp_path).issue("server", "localhost"))
+    settings = Settings()
+    settings.connect_timeout = 0.1
+    async with (
+        serving(endpoint(tls=tls), broker=Broker(settings)) as served,
+        await Wire.open(served.port) as wire,
+    ):
+        wire.send(start)
+        await wire.closed()
+        await until(lambda: served.broker.counters.connects_refused)
+        assert served.broker.counters.connects_refused == 1
+        assert served.broker.counters.connections_total == 0
+
+
 # Resources.
+
+
+class Keeping:
+    """A listening socket that knows what it has accepted."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.accepted: list[socket.socket] = []
+
+    def accept(self) -> tuple[socket.socket, object]:
+        sock, address = self._sock.accept()
+        self.accepted.append(sock)
+        return sock, address
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._sock, name)
+
+
+@pytest.mark.parametrize("proxy_protocol", ["off", "v1"])
+async def test_a_stop_in_the_turn_of_the_accept_leaves_no_socket(proxy_protocol: str) -> None:
+    async with serving() as served:
+        gate = Gate(served.flow, ListenerInfo("tcp", "tcp", True), None, "")
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            sock.setblocking(False)
+            keeping = Keeping(sock)
+            acceptor = Acceptor(
+                asyncio.get_running_loop(),
+                keeping,  # type: ignore[arg-type]
+                lambda peer: StreamProtocol(gate, peer),
+                "tcp",
+                1.0,
+                proxy_protocol,
+            )
+            with socket.create_connection(sock.getsockname()):
+                acceptor._accept()
+                (accepted,) = keeping.accepted
+                acceptor.close()
+                await acceptor.closed()
+                await asyncio.sleep(0)
+                assert accepted.fileno() == -1
+                assert not acceptor._unopened
+        assert served.broker.counters.connects_refused == 0
 
 
 async def test_handshakes_are_bounded_and_the_rest_waits(monkeypatch: pytest.MonkeyPatch) -> None:
