@@ -76,6 +76,6 @@ def test_what_concerns_several_sessions_is_left_to_the_broker() -> None:
     with pytest.raises(AssertionError, match="retain"):
         router.retain(message)
     with pytest.raises(AssertionError, match="subscribe"):
-        router.subscribe(session, Filter("t"), 0, 0.0)
+        router.subscribe(session, Filter("t"), 0)
     with pytest.raises(AssertionError, match="unsubscribe"):
         router.unsubscribe(session, "t")
