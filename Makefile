@@ -2,7 +2,7 @@
 # leave everything in .venv/ and build/.
 
 PYTHON ?= python3
-JOBS ?= auto
+JOBS ?= logical
 ARGS ?=
 
 VENV := .venv
