@@ -24,7 +24,7 @@ from mqttd.core.message import Message
 from mqttd.core.outbound import Outbound
 from mqttd.core.packets import Connect, Filter, Will
 from mqttd.core.router import ListenerInfo, Router
-from mqttd.core.session import Replay, Session
+from mqttd.core.session import Link, Replay, Session
 from mqttd.core.settings import NEVER, Settings
 from mqttd.core.shared import dissolve, distribute, give_back, pull
 from mqttd.core.topics import split_shared, validate_topic_filter
@@ -160,17 +160,28 @@ class Broker(Router):
             try:
                 connection.release()
             except Exception:  # a bug: it ends this connection, the others get their answers
-                self.note("bug", connection.client_id, connection.peer, "release failed")
-                connection.abort(now)
+                self._contain(connection, now)
         waiting = context.waiting
         context.waiting = []
         for session in waiting:
             session.waiting = False
-            session.pump(now)
+            try:
+                session.pump(now)
+            except Exception:  # as above
+                self._contain(session.link, now)
         groups = context.waiting_groups
         context.waiting_groups = {}
         for group in groups:
             pull(group, now, context)
+
+    def _contain(self, link: Link | None, now: float) -> None:
+        """An exception on behalf of one connection ends that connection and no other."""
+        if link is None:
+            self.counters.bugs += 1
+            return
+        assert isinstance(link, Connection)
+        self.note("bug", link.client_id, link.peer, "exception after a commit")
+        link.abort(now)
 
     def drain(self, now: float) -> None:
         """Shutting down: say so to every client and accept no CONNECT any more."""

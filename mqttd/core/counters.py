@@ -23,7 +23,7 @@ DROP_NO_MEMBER: Final = "no_shared_member"  # QoS 0, and no member of the group 
 
 
 class Counters:
-    """Totals since the broker began. Read freely; only the core writes."""
+    """Totals since the broker began. The core writes; so does the shell, what it refuses."""
 
     def __init__(self) -> None:
         self.connections_total: int = 0

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mqttd.core.message import Message
 from mqttd.core.packets import (
     Connack,
     Connect,
@@ -196,3 +197,23 @@ def test_response_information_is_a_usable_topic_or_absent(client_id: str) -> Non
     properties.request_response_information = 1
     c = h.client(client_id, properties=properties)
     assert c.connack.properties.response_information is None
+
+
+def test_a_bug_after_a_commit_costs_its_own_connection_only() -> None:
+    h = Harness(durable=True)
+    broken = h.client("broken", clean=False, expiry=100)
+    sound = h.client("sound", clean=False, expiry=100)
+    for client in (broken, sound):
+        client.send(Subscribe(1, [Filter("t", 2)]))
+    h.commit()
+    broken.recv()
+    sound.recv()
+    h.client("p").publish("t", b"x", qos=2)
+    queue = h.broker.sessions["broken"].due
+    assert queue is not None
+    # A topic that fits no packet: encoding it raises, as a bug would.
+    queue[0].message = Message("x", b"x" * 70000, b"", 2, False, b"", 0.0, "p")
+    h.commit()
+    assert broken.closed
+    assert [message.payload for message in sound.messages()] == [b"x"]
+    assert h.broker.counters.bugs == 1
