@@ -1,15 +1,22 @@
 """The broker: who has which session, and what time brings."""
 
+from collections import deque
+from typing import Any
+
 import pytest
 
 from mqttd.core import counters as count
 from mqttd.core import journal as j
 from mqttd.core import spec
 from mqttd.core.broker import INFINITY, Broker, Deadline, will_message
+from mqttd.core.encode import encode_packet
 from mqttd.core.packets import (
     Connack,
     Connect,
     Disconnect,
+    Filter,
+    Suback,
+    Subscribe,
     Will,
 )
 from mqttd.core.session import Session
@@ -197,6 +204,50 @@ def test_what_is_to_be_written_is_handed_out_in_one_list() -> None:
     assert h.broker.collect() == [("plain", b"\xd0\x00")]
 
 
+def test_a_fault_in_one_answer_does_not_cost_the_others_theirs() -> None:
+    h = Harness(durable=True)
+    h.client("c", expiry=60).drop()
+    waiting = h.open()
+    asked = props(session_expiry_interval=60)
+    waiting.send(Connect(clean_start=False, client_id="c", properties=asked))
+    other = h.open()
+    request = encode_packet(Connect(client_id="other", properties=asked), 5)
+    other.send_raw(request + encode_packet(Subscribe(1, [Filter("t", 1)]), 5))
+    broken: Any = deque(["no delivery"])
+    h.broker.sessions["c"].queue = broken
+    h.commit()
+    assert [type(packet) for packet in other.recv()] == [Connack, Suback]
+    assert h.broker.counters.bugs == 1
+    assert h.events("bug") == ["exception after a commit"]
+    assert waiting.closed
+
+
+def test_a_fault_in_one_session_does_not_cost_the_others_theirs() -> None:
+    h = Harness(durable=True)
+    sound, faulty = h.client("sound", expiry=60), h.client("faulty", expiry=60)
+    for client in (faulty, sound):
+        client.send(Subscribe(1, [Filter("t", 2)]))
+    h.commit()
+    h.client("p").publish("t", b"x", qos=2)
+    broken: Any = deque(["no delivery"])
+    h.broker.sessions["faulty"].due = broken
+    h.commit()
+    assert faulty.closed
+    assert b"x" in [packet.payload for packet in sound.messages()]
+    assert h.broker.counters.bugs == 1
+    h.broker._contain(None, h.now)  # the connection was gone already
+    assert h.broker.counters.bugs == 2
+
+
+def test_a_connection_with_nothing_left_to_write_is_passed_over() -> None:
+    h = Harness()
+    connection = h.client("c").connection
+    connection.shell = "shell"
+    connection.receive_data(b"\xc0\x00", h.now)
+    assert connection.data_to_send()
+    assert h.broker.collect() == []
+
+
 def test_what_waits_and_what_is_under_way_can_be_counted() -> None:
     h = Harness()
     reader = h.client("r", expiry=60, receive_maximum=1, auto_ack=False)
@@ -246,6 +297,59 @@ def test_a_session_without_end_has_no_deadline() -> None:
     assert h.broker.next_deadline() == INFINITY
     h.advance(1e9)
     assert "c" in h.broker.sessions
+
+
+def test_a_session_has_one_entry_however_often_it_comes_back() -> None:
+    h = Harness()
+    for _ in range(50):
+        h.client("c", clean=False, expiry=100).drop()
+        h.advance(1.0)
+    assert h.broker.next_deadline() == 1100.0  # of its first absence; it moves when that comes
+    h.advance(98.9)
+    assert "c" in h.broker.sessions
+    h.advance(0.2)
+    assert "c" not in h.broker.sessions
+    assert h.broker.next_deadline() == INFINITY
+
+
+def test_a_will_keeps_its_time_when_the_entry_moves() -> None:
+    """[MQTT-3.1.2-8]"""
+    h = Harness()
+    watcher = h.client("watcher")
+    watcher.subscribe("will")
+    h.client("c", clean=False, expiry=10).drop()
+    will = Will("will", b"w", delay_interval=15)
+    h.client("c", clean=False, expiry=20, will=will).drop()
+    assert h.broker.next_deadline() == 1010.0
+    h.advance(14.9)
+    assert payloads(watcher) == []
+    h.advance(0.1)
+    assert payloads(watcher) == [b"w"]
+    assert "c" in h.broker.sessions
+    h.advance(5.0)
+    assert "c" not in h.broker.sessions
+
+
+def test_an_earlier_deadline_takes_the_place_of_a_later_one() -> None:
+    h = Harness()
+    h.client("c", clean=False, expiry=100).drop()
+    h.client("c", clean=False, expiry=10).drop()
+    assert h.broker.next_deadline() == 1010.0
+    h.advance(10.0)
+    assert h.broker.sessions == {}
+
+
+def test_entries_of_sessions_that_have_ended_do_not_pile_up() -> None:
+    h = Harness()
+    h.client("stays", clean=False, expiry=50).drop()
+    for number in range(300):
+        h.client(f"c{number}", expiry=1000).drop()
+        h.client(f"c{number}").drop()
+    h.advance(49.9)
+    assert "stays" in h.broker.sessions
+    h.advance(0.1)
+    assert "stays" not in h.broker.sessions
+    assert h.broker.counters.sessions_expired == 1
 
 
 def test_coming_back_makes_old_deadlines_void() -> None:

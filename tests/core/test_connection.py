@@ -383,6 +383,15 @@ def test_a_goodbye_has_its_reason_where_it_is_wanted_and_fits(
         assert packet.properties is None
 
 
+def test_a_goodbye_has_a_code_that_disconnect_knows() -> None:
+    """[MQTT-3.14.2-1]"""
+    h = Harness()
+    client = h.client("c")
+    client.connection.close(spec.BAD_USER_NAME_OR_PASSWORD, "", h.now)
+    h.flush()
+    assert goodbye(client) == spec.NOT_AUTHORIZED
+
+
 def test_a_client_that_cannot_take_even_a_goodbye_is_closed_without() -> None:
     """[MQTT-3.1.2-24]"""
     h = Harness()

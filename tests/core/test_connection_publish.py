@@ -233,6 +233,14 @@ def test_an_acknowledgement_leaves_early_when_the_last_delivery_settles() -> Non
     assert batch.ops == []
 
 
+def test_the_shell_is_asked_to_look_while_answers_are_held() -> None:
+    h, publisher, _ = durable_pair()
+    frame = encode_packet(Publish("t", b"x", 1, packet_id=1), 5)
+    assert publisher.connection.receive_data(frame, h.now)
+    h.commit()
+    assert not publisher.connection.receive_data(b"\xc0\x00", h.now)
+
+
 def test_a_retained_message_has_to_be_durable_itself() -> None:
     h, publisher, receiver = durable_pair()
     publisher.publish("t", b"x", 1, retain=True, packet_id=1)

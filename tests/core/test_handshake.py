@@ -221,6 +221,14 @@ def test_connack_announces_what_this_server_takes() -> None:
     assert told.response_information == "response/" + told.assigned_client_identifier
 
 
+@pytest.mark.parametrize("client_id", ["a+b", "a/#", "x" * 1016])
+def test_no_response_topic_is_handed_out_that_could_not_be_used(client_id: str) -> None:
+    """MQTT 5, 3.2.2.3.15: it is the basis of a topic."""
+    asked = props(request_response_information=1)
+    told = accepted(say(Harness(), connect(client_id=client_id, properties=asked))).properties
+    assert told.response_information is None
+
+
 def test_connack_leaves_out_what_needs_no_saying() -> None:
     """[MQTT-3.1.2-28]"""
     h = Harness(make_settings(topic_alias_maximum=0, response_information=""))
@@ -246,6 +254,7 @@ def test_a_connack_that_is_too_large_ends_the_connection() -> None:
     client.expect_nothing()
     assert client.closed
     assert h.broker.counters.answers_too_large == 1
+    assert h.broker.counters.clients_connected == 0
     assert not h.broker.sessions
 
 
@@ -366,6 +375,17 @@ def test_a_decider_may_take_its_time_and_nothing_is_read_meanwhile() -> None:
     assert not client.closed
 
 
+def test_a_client_whose_transport_is_full_is_not_written_to_after_connack() -> None:
+    h = by(None)
+    client = say(h, connect())
+    client.connection.pause_writing()
+    client.connection.authenticated(Verdict(True), h.now)
+    assert client.connection.established
+    assert not client.connection.writable
+    client.connection.resume_writing(h.now)
+    assert client.connection.writable
+
+
 def test_a_late_refusal_is_a_refusal() -> None:
     """[MQTT-3.1.4-2]"""
     h = by(None)
@@ -421,6 +441,13 @@ def test_a_refusal_needs_no_reason() -> None:
     h.flush()
     answer = refused(client)
     assert (answer.reason, answer.properties.reason_string) == (spec.SERVER_BUSY, None)
+
+
+def test_a_code_that_no_connack_may_carry_is_replaced() -> None:
+    """[MQTT-3.2.2-8] Deciders come from elsewhere."""
+    for code in (0x18, 0x04, spec.SESSION_TAKEN_OVER):
+        answer = refused(say(by(Verdict(False, code)), connect()))
+        assert answer.reason == spec.UNSPECIFIED_ERROR
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,15 @@ def test_a_client_that_fails_to_prove_itself_again_goes(first: bytes, second: by
     assert ended(client).reason >= 0x80
 
 
+def test_a_code_that_no_disconnect_may_carry_is_replaced() -> None:
+    """[MQTT-3.14.2-1]"""
+    client = admitted(stage())
+    reply(client, b"later", spec.REAUTHENTICATE)
+    client.connection.enhanced_step(AuthStep(spec.BAD_USER_NAME_OR_PASSWORD), client.harness.now)
+    client.harness.flush()
+    assert ended(client).reason == spec.NOT_AUTHORIZED
+
+
 @pytest.mark.parametrize(
     "packet",
     [

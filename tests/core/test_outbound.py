@@ -3,10 +3,11 @@
 import pytest
 
 from mqttd.core import counters as count
+from mqttd.core.encode import encode_packet
 from mqttd.core.inflight import Delivery
 from mqttd.core.message import Message
 from mqttd.core.outbound import Held, Outbound
-from mqttd.core.packets import Disconnect, Filter, Puback, Publish, Pubrel, Subscribe
+from mqttd.core.packets import Connect, Disconnect, Filter, Puback, Publish, Pubrel, Subscribe
 from tests.core.rig import FRAME, Rig, make_message, packets
 from tests.core.vectors import props
 from tests.harness import Harness
@@ -330,6 +331,13 @@ def test_an_alias_is_known_only_once_it_was_sent() -> None:
     assert aliases(link, "topic", "topic") == [("topic", 1), ("", 1)]
 
 
+def test_a_very_long_topic_is_not_worth_watching() -> None:
+    link = Rig().link()
+    link.allow_aliases(5)
+    assert aliases(link, "t" * 513, "t" * 513) == [("t" * 513, 0)] * 2
+    assert aliases(link, "t" * 512, "t" * 512) == [("t" * 512, 0), ("t" * 512, 1)]
+
+
 # Promises.
 
 
@@ -403,6 +411,39 @@ def test_a_promise_about_deliveries_alone_leaves_when_the_last_is_settled() -> N
     assert not rig.context.holding
 
 
+def test_what_is_held_anew_while_releasing_stays_held() -> None:
+    """CONNACK leaves, the requests behind it are read, and their answers have to wait again."""
+    h = Harness(durable=True)
+    h.client("c", expiry=60).drop()
+    client = h.open()
+    asked = props(session_expiry_interval=60)
+    request = encode_packet(Connect(clean_start=False, client_id="c", properties=asked), 5)
+    client.send_raw(request + encode_packet(Subscribe(1, [Filter("t", 1)]), 5))
+    batch = h.broker.take_batch()
+    assert batch is not None
+    h.broker.committed(batch.seq, h.now)
+    h.flush()
+    assert [type(packet).__name__ for packet in client.recv()] == ["Connack"]
+    assert list(h.broker.context.holding) == [client.connection]
+    h.commit()
+    assert [type(packet).__name__ for packet in client.recv()] == ["Suback"]
+
+
+def test_a_connection_may_end_while_it_releases() -> None:
+    """The client's goodbye stood behind its CONNECT."""
+    h = Harness(durable=True)
+    h.client("c", expiry=60).drop()
+    client = h.open()
+    asked = props(session_expiry_interval=60)
+    request = encode_packet(Connect(clean_start=False, client_id="c", properties=asked), 5)
+    client.send_raw(request + encode_packet(Disconnect(), 5))
+    client.expect_nothing()
+    h.commit()
+    assert [type(packet).__name__ for packet in client.recv()] == ["Connack"]
+    assert client.closed
+    assert not h.broker.context.holding
+
+
 def test_a_settled_promise_does_not_overtake_an_older_one() -> None:
     """[MQTT-4.6.0-2]"""
     rig = Rig(durable=True)
@@ -444,6 +485,20 @@ def test_a_held_connack_opens_the_way_once_it_has_left() -> None:
     with pytest.raises(AssertionError, match="opened"):
         link.release()
     assert link.data_to_send() == FRAME
+
+
+def test_what_is_held_counts_as_memory_before_it_can_be_written() -> None:
+    """Else a client that pipelines requests would find no bound."""
+    rig = Rig(durable=True)
+    link = rig.link()
+    link.send(FRAME)
+    assert link.pressure() == link.backlog() == len(FRAME)
+    for _ in range(10):
+        link.promise(FRAME, rig.journal.record(1, "c"), None, False)
+    assert link.backlog() == len(FRAME)
+    assert link.pressure() > 10 * len(FRAME) + link.backlog()
+    rig.commit()
+    assert link.pressure() == link.backlog() == 11 * len(FRAME)
 
 
 def test_releasing_with_nothing_held_is_harmless() -> None:

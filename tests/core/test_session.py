@@ -296,6 +296,31 @@ def test_what_expired_makes_room_in_a_full_queue(overflow: str) -> None:
     assert payloads(session) == left
 
 
+def test_a_full_queue_is_not_searched_for_each_message() -> None:
+    """Expired messages may stay for a second: a search costs the length of the queue."""
+    rig = Rig(max_queued_messages=3)
+    session = rig.session(online=False)
+    for expires_at in (5.0, 5.5, 9.0):
+        publish_as(session, make_message(b"x", expires_at=expires_at))
+    give(session, b"A", now=5.0)
+    give(session, b"B", now=5.9)
+    assert rig.counters.dropped == {count.DROP_EXPIRED: 1, count.DROP_QUEUE_FULL: 1}
+    give(session, b"C", now=6.0)
+    assert rig.counters.dropped == {count.DROP_EXPIRED: 2, count.DROP_QUEUE_FULL: 1}
+    assert balanced(rig, session)
+
+
+def test_queued_qos_0_keeps_its_place() -> None:
+    """[MQTT-4.6.0-6] where QoS 0 is queued at all, what comes later does not overtake it."""
+    rig = Rig(queue_qos0=True)
+    session = rig.session(receive_maximum=1, durable=True)
+    give(session, b"1", b"2", qos=1)
+    give(session, b"3", qos=0)
+    assert payloads(session) == [b"1"]
+    session.on_puback(1, 0, 0.0)
+    assert payloads(session) == [b"2", b"3"]
+
+
 def test_a_queue_of_its_own_time_knows_nothing_of_the_last_one() -> None:
     rig = Rig(max_queued_messages=1)
     session = rig.session(online=False)

@@ -112,6 +112,22 @@ def test_a_member_that_left_its_group_keeps_what_it_began() -> None:
     assert [packet.payload for packet in again] == [b"begun", b"own"]
 
 
+@pytest.mark.parametrize("others", [0, 5])
+def test_only_groups_that_wait_are_asked(others: int) -> None:
+    """Of few groups or of many, whichever list is the shorter one."""
+    rig = Rig()
+    session, stranger = rig.session(), rig.session("stranger", online=False)
+    mine = [rig.join(session, topic, 1, "g").group for topic in "abc"]
+    waiting = [mine[1], *(rig.join(stranger, f"x{n}", 1, "g").group for n in range(others))]
+    if not others:
+        waiting += [rig.join(stranger, "x", 1, "g").group]
+    for group in waiting:
+        assert group is not None
+        rig.context.queued_groups[group] = None
+    session.pump(0.0)
+    assert list(rig.context.groups) == [mine[1]]
+
+
 def test_a_member_with_room_asks_for_what_its_group_keeps() -> None:
     rig = Rig()
     session = rig.session(receive_maximum=1)
@@ -299,6 +315,25 @@ def test_a_replay_stops_with_its_subscription() -> None:
     session.stop_replays(second.subscription)
     assert not turn(rig, session)
     assert sent(session) == []
+
+
+def test_a_replay_goes_on_for_the_subscription_that_took_the_place_of_its_own() -> None:
+    """[MQTT-3.8.4-3]"""
+    rig = Rig()
+    session = rig.session(receive_maximum=1)
+    first = replay(rig, session, 2, qos=1)
+    other = replay(rig, session, 1, qos=1)
+    turn(rig, session)
+    new = rig.join(session, "r/+", 1)
+    new.identifier_block = b"\x0b\x09"
+    session.move_replays(first.subscription, new)
+    assert (first.subscription, first.identifiers) == (new, b"\x0b\x09")
+    assert other.subscription is not new
+    session.on_puback(1, 0, 0.0)
+    turn(rig, session)
+    assert [packet.subscription_ids for packet in publishes(session)] == [[], [9]]
+    session.end()
+    session.move_replays(new, first.subscription)  # nothing runs any more
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,35 @@ def test_what_expired_in_the_queue_is_dropped() -> None:
     assert balanced(rig, group, session)
 
 
+@pytest.mark.parametrize("overflow", [DROP_NEWEST, DROP_OLDEST])
+def test_what_expired_at_the_head_makes_room_in_a_full_queue(overflow: str) -> None:
+    """[MQTT-3.3.2-5]"""
+    rig = Rig(max_queued_messages=2, queue_overflow=overflow)
+    group = make_group(rig, rig.session(online=False))
+    for payload in (b"1", b"2"):
+        distribute(group, make_message(payload, expires_at=5.0), 0.0, rig.context)
+    spread(rig, group, b"3", b"4", now=5.0)
+    assert kept(group) == [b"3", b"4"]
+    assert rig.counters.dropped == {count.DROP_EXPIRED: 2}
+    assert balanced(rig, group)
+
+
+def test_groups_that_wait_are_known_while_they_wait() -> None:
+    """So that a session with many groups need not look at each."""
+    rig = Rig()
+    session = rig.session(online=False)
+    group = make_group(rig, session)
+    spread(rig, group, b"1")
+    assert list(rig.context.queued_groups) == [group]
+    session.attach(rig.link(), 10)
+    pull(group, 0.0, rig.context)
+    assert not rig.context.queued_groups
+    leave(session, rig)
+    assert list(rig.context.queued_groups) == [group]
+    dissolve(group, rig.context)
+    assert not rig.context.queued_groups
+
+
 def test_a_group_ends_with_its_queue() -> None:
     rig = Rig()
     group = make_group(rig, rig.session(online=False))
