@@ -103,6 +103,7 @@ class Connection(Handshake):
             # [MQTT-3.1.2-22] as if the network had failed, after 1.5 times the keep alive.
             self.close(spec.KEEP_ALIVE_TIMEOUT, "keep alive timeout", now)
             return
+        self.counters.connects_refused += 1
         self.router.note("refused", self.client_id, self.peer, "no CONNECT in time")
         self._leave(True, now)
         self.finish()

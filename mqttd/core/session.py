@@ -164,10 +164,17 @@ class Session(Subscriber):
         if message.barrier > delivery.barrier:
             delivery.barrier = message.barrier
         # [MQTT-4.6.0-5] [MQTT-4.6.0-6] nothing overtakes what waits.
-        if link is not None and link.writable and not self.queue and self.room() > 0:
-            self._transmit(link, delivery, now)
-        else:
+        if (
+            link is None
+            or not link.writable
+            or self.queue
+            or self.room() <= 0
+            # A QoS 2 message waits for its batch at QoS 0 as well: what a crash undoes is resent.
+            or (qos == 0 and delivery.barrier > journal.committed)
+        ):
             self.enqueue(delivery, now)
+        else:
+            self._transmit(link, delivery, now)
 
     def _deliver_late(
         self, link: Link, message: Message, retain: bool, identifiers: bytes, now: float
@@ -486,8 +493,6 @@ class Session(Subscriber):
         subscription = replay.subscription
         budget = _REPLAY_TURN
         while budget > 0:
-            if not link.writable:
-                return False
             if link.backlog() > _REPLAY_BACKLOG:
                 return True
             steps = _REPLAY_STEPS
@@ -518,7 +523,7 @@ class Session(Subscriber):
         counters = self.context.counters
         counters.matched += 1
         qos = message.qos if message.qos < subscription.qos else subscription.qos
-        if qos:
+        if qos or message.barrier > self.context.journal.committed:
             self.deliver(message, qos, True, identifiers, now)
             return
         # Not `deliver`: a replay paces itself and is never cut short by a full buffer.

@@ -217,3 +217,29 @@ def test_a_bug_after_a_commit_costs_its_own_connection_only() -> None:
     assert broken.closed
     assert [message.payload for message in sound.messages()] == [b"x"]
     assert h.broker.counters.bugs == 1
+
+
+@pytest.mark.parametrize("retain", [False, True])
+def test_a_qos_2_message_waits_for_its_batch_at_qos_0_as_well(retain: bool) -> None:
+    # [MQTT-4.3.3-10] else a crash and the client's resend would be a second copy
+    h = Harness(durable=True)
+    publisher = h.client("p", clean=False, expiry=100, auto_ack=False)
+    h.commit()
+    early = h.client("early")
+    early.subscribe("t", 0)
+    publisher.publish("t", b"x", qos=2, retain=retain)
+    late = h.client("late")
+    late.subscribe("t", 0)
+    assert early.messages() == []
+    assert late.messages() == []
+    h.commit()
+    assert [message.payload for message in early.messages()] == [b"x"]
+    assert [message.payload for message in late.messages()] == ([b"x"] if retain else [])
+
+
+def test_a_connection_without_connect_is_counted_as_refused() -> None:
+    h = Harness()
+    silent = h.open()
+    h.advance(11)
+    assert silent.closed
+    assert h.broker.counters.connects_refused == 1
