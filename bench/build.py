@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 KEPT = 4  # builds of each kind
-GENERATOR = ("__init__.py", "loadgen.py", "scenarios.py")
+GENERATOR = ("__init__.py", "lasting.py", "loadgen.py", "scenarios.py")
 
 Note = Callable[[str], None]
 
@@ -136,6 +136,23 @@ def mqttd(note: Note) -> Path:
 def is_compiled(package: Path) -> bool:
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     return any((package / "mqttd" / "core").glob(f"*{suffix}"))
+
+
+def counter(note: Note) -> Path | None:
+    """The library that counts syncs inside a broker (counter.c); None without a C compiler."""
+    source = ROOT / "bench" / "counter.c"
+    target = BUILD / "bench-counter" / key_of([source])
+    if _is_missing(target):
+        compiler = shutil.which(os.environ.get("CC") or "cc")
+        if compiler is None:
+            note("syncs and commits aren't counted: there is no C compiler")
+            return None
+        with _filling(target) as work:
+            (work / "out").mkdir()
+            output = str(work / "out" / "counter.so")
+            _run([compiler, "-O2", "-shared", "-fPIC", "-o", output, str(source), "-ldl"], work)
+            _keep(work / "out", target)
+    return target / "counter.so"
 
 
 def aedes(note: Note) -> Path:

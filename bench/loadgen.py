@@ -19,6 +19,7 @@ delivered was the next one that its flow expected, or the difference is in `gaps
 The module is typed for mypyc (`bench.build` compiles it) and runs, slower, as plain Python.
 """
 
+import contextlib
 import os
 import resource
 import select
@@ -34,6 +35,7 @@ SMALL_CHUNK: Final = 4096
 READABLE: Final = 0x001  # EPOLLIN and EPOLLOUT, as constants that compile to constants
 WRITABLE: Final = 0x004
 ETERNITY: Final = 1 << 62
+COUNTS: Final = 4  # numbers in the file of a counter
 
 CONNECT_SENT: Final = 1
 CONNECTED: Final = 2
@@ -62,10 +64,14 @@ def packet(first: int, body: bytes) -> bytes:
     return bytes([first]) + varint(len(body)) + body
 
 
-def connect_packet(client_id: str, version: int) -> bytes:
-    # Clean start, no keep alive; MQTT 5 also sets Receive Maximum 65535 like a 3.1.1 client has it.
-    properties = b"\x03\x21\xff\xff" if version == 5 else b""
-    head = text("MQTT") + bytes([version, 2, 0, 0])
+def connect_packet(client_id: str, version: int, clean: bool = True) -> bytes:
+    # No keep alive; MQTT 5 also sets Receive Maximum 65535 like a 3.1.1 client has it, and an hour
+    # for a session that is to be kept.
+    properties = b""
+    if version == 5:
+        properties = b"\x21\xff\xff" if clean else b"\x11\x00\x00\x0e\x10\x21\xff\xff"
+        properties = varint(len(properties)) + properties
+    head = text("MQTT") + bytes([version, 2 if clean else 0, 0, 0])
     return packet(0x10, head + properties + text(client_id))
 
 
@@ -101,6 +107,7 @@ class Meter:
         # The kernel's per-process CPU clock: all threads, living and ended, in nanoseconds. It is
         # the figure behind utime+stime of /proc/PID/stat without that file's rounding to 10 ms.
         self.clock = (~pid << 3) | 2
+        self.counter = ""  # the file that its counter writes to
 
     def cpu_ns(self) -> int:
         if self.pid == 0:
@@ -120,6 +127,19 @@ class Meter:
             return total
         return total
 
+    def main_ns(self) -> int:
+        """CPU time of its first thread, where a Python broker has its event loop."""
+        with contextlib.suppress(OSError), open(f"/proc/{self.pid}/task/{self.pid}/schedstat") as f:
+            return int(f.read().split()[0])
+        return 0
+
+    def counts(self) -> list[int]:
+        """What `bench.counter` counted in it so far (see counter.c); zeros when it isn't there."""
+        if not self.counter:
+            return [0] * COUNTS
+        with open(self.counter, "rb") as file:
+            return list(struct.unpack(f"={COUNTS}Q", file.read(8 * COUNTS)))
+
     def rss(self) -> int:
         if self.pid == 0:
             return 0
@@ -135,6 +155,8 @@ class Span:
         self.me = me
         self.broker_wait = broker.waited_ns()
         self.my_wait = me.waited_ns()
+        self.broker_main = broker.main_ns()
+        self.counts = broker.counts()
         self.broker_cpu = broker.cpu_ns()
         self.my_cpu = me.cpu_ns()
         self.idle: i64 = 0  # of our CPU time, what went into looking for work in vain
@@ -146,9 +168,12 @@ class Span:
         self.broker_cpu = self.broker.cpu_ns() - self.broker_cpu
         self.my_cpu = max(0, self.me.cpu_ns() - self.my_cpu - self.idle)
         self.sleeps = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - self.sleeps
+        self.broker_main = self.broker.main_ns() - self.broker_main
+        self.counts = [n - m for n, m in zip(self.broker.counts(), self.counts, strict=True)]
         return {
             "seconds": self.elapsed / 1e9,
             "broker_busy": self.broker_cpu / self.elapsed,
+            "main_busy": self.broker_main / self.elapsed,
             "gen_busy": self.my_cpu / self.elapsed,
             "broker_waited": (self.broker.waited_ns() - self.broker_wait) / self.elapsed,
             "gen_waited": (self.me.waited_ns() - self.my_wait) / self.elapsed,
@@ -191,6 +216,7 @@ class Publisher:
         # A subscriber of a fan-out may lag by more than a window while the others are ahead.
         under_way = window * max(1, plan.copies)
         self.laps: i64 = max(64, 4 * under_way, len(topics))
+        self.laps += -self.laps % len(topics)  # as many messages for each topic
         if self.laps > 65535:
             raise BenchError("window x copies is too large for positions of 16 bits")
         frames = []
@@ -251,6 +277,8 @@ class Engine:
         self.publishers: list[Publisher] = []
         self.acks = [ack_table(first) for first in (0x40, 0x50, 0x62, 0x70)]
         self.pumping = False
+        self.time_acks = False  # take the time of acknowledgements rather than of deliveries
+        self.acked: i64 = 0
         self.delivered: i64 = 0
         self.reads: i64 = 0
         self.gaps: i64 = 0
@@ -260,7 +288,7 @@ class Engine:
         self.refused: i64 = 0  # acknowledgements with an error code
         self.latencies: list[int] = []
 
-    def open(self, client_id: str) -> Conn:
+    def open(self, client_id: str, clean: bool = True) -> Conn:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Closed with a reset: thousands of connections a round leave no TIME_WAIT behind.
@@ -270,17 +298,26 @@ class Engine:
         conn = Conn(sock)
         self.conns[conn.fd] = conn
         self.epoll.register(conn.fd, READABLE)
-        self.send(conn, connect_packet(client_id, self.plan.version))
+        self.send(conn, connect_packet(client_id, self.plan.version, clean))
         return conn
 
-    def open_many(self, prefix: str, count: int, outstanding: int = 64) -> list[Conn]:
+    def leave(self, conn: Conn) -> None:
+        """DISCONNECT, and forget the connection."""
+        self.send(conn, b"\xe0\x00")
+        self.epoll.unregister(conn.fd)
+        del self.conns[conn.fd]
+        conn.sock.close()
+
+    def open_many(
+        self, prefix: str, count: int, outstanding: int = 64, clean: bool = True, first: int = 0
+    ) -> list[Conn]:
         """Open `count` clients, never more than `outstanding` of them waiting for their CONNACK."""
         conns: list[Conn] = []
         up = 0
         deadline = time.monotonic() + 60
         while up < count:
             while len(conns) < count and len(conns) - up < outstanding:
-                conns.append(self.open(f"{prefix}{len(conns):05d}"))
+                conns.append(self.open(f"{prefix}{first + len(conns):05d}", clean))
             self.poll(0.05)
             while up < len(conns) and conns[up].state >= CONNECTED:
                 up += 1
@@ -449,14 +486,19 @@ class Engine:
                             flow.expected = position if position < publisher.laps else 0
                             publisher.done += 1
                             delivered += 1
-                            if index >= flow.next_sample:
+                            if index >= flow.next_sample and not self.time_acks:
                                 if now == 0:
                                     now = time.monotonic_ns()
                                 self.sample(flow, index, now, data[body:after])
             elif kind == 4 or kind == 7:
                 publisher_acked = conn.publisher
                 if publisher_acked is not None:
+                    if self.time_acks and publisher_acked.acked % publisher_acked.every == 0:
+                        if now == 0:
+                            now = time.monotonic_ns()
+                        self.sample_ack(publisher_acked, now)
                     publisher_acked.acked += 1
+                    self.acked += 1
                 if length > 2 and data[body + 2] > 127:
                     self.refused += 1
             elif kind == 5 or kind == 6:
@@ -517,6 +559,11 @@ class Engine:
         ):
             self.corrupt += 1
 
+    def sample_ack(self, publisher: Publisher, now: int) -> None:
+        """The time from sending to acknowledgement; those of a connection come in order."""
+        slot = publisher.acked // publisher.every % len(publisher.stamps)
+        self.latencies.append(now - publisher.stamps[slot])
+
     def control(self, conn: Conn, kind: i64, body: bytes) -> None:
         if kind == 2:
             if body[1]:
@@ -528,7 +575,11 @@ class Engine:
         elif kind == 14:
             raise BenchError(f"the broker sent DISCONNECT {body.hex()}")
 
-    def measure(self, seconds: float, warm_up: float) -> dict[str, float]:
+    def counted(self) -> int:
+        """What a run is about: deliveries, or acknowledgements where nobody is there to receive."""
+        return int(self.delivered if self.plan.copies else self.acked)
+
+    def measure(self, seconds: float, warm_up: float, patience: float = 2.0) -> dict[str, float]:
         """Keep all windows full for `seconds`; figures are taken after `warm_up` of them."""
         self.pumping = True
         self.pump()
@@ -539,7 +590,7 @@ class Engine:
         while time.monotonic_ns() < start_at:
             self.poll(timeout)
         self.latencies.clear()
-        delivered = self.delivered
+        delivered = self.counted()
         reads = int(self.reads)
         idle: i64 = 0
         span = Span(self.broker, self.me)
@@ -553,7 +604,7 @@ class Engine:
         if self.plan.spin:
             span.idle = idle
         figures = span.figures()
-        delivered = self.delivered - delivered
+        delivered = self.counted() - delivered
         self.latencies.sort()
         figures.update(percentiles(self.latencies))
         figures["samples"] = float(len(self.latencies))
@@ -562,8 +613,14 @@ class Engine:
         figures["gen_us"] = span.my_cpu / delivered / 1e3 if delivered else 0.0
         figures["gen_reads"] = (int(self.reads) - reads) / delivered if delivered else 0.0
         figures["gen_sleeps"] = span.sleeps / delivered if delivered else 0.0
+        syncs, sync_ns, commits, written = span.counts
+        figures["syncs_s"] = syncs / span.elapsed * 1e9
+        figures["sync_ms"] = sync_ns / syncs / 1e6 if syncs else 0.0
+        figures["per_commit"] = delivered / commits if commits else 0.0
+        figures["written"] = written / delivered if delivered else 0.0
+        figures["main_us"] = span.broker_main / delivered / 1e3 if delivered else 0.0
         self.pumping = False
-        self.settle()
+        self.settle(patience)
         figures.update(self.verdict())
         return figures
 

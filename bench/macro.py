@@ -102,9 +102,10 @@ def raise_file_limit() -> None:
 class Generator:
     """Starts one generator process a measurement."""
 
-    def __init__(self, path: Path, cpus: set[int]) -> None:
+    def __init__(self, path: Path, cpus: set[int], module: str = "bench.scenarios") -> None:
         self.env = {**os.environ, "PYTHONPATH": str(path), "PYTHONHASHSEED": "0"}
         self.cpus = cpus
+        self.program = f"from {module} import main; main()"
 
     def run(self, spec: dict[str, Any], timeout: float) -> dict[str, Any]:
         before = os.sched_getaffinity(0)
@@ -114,7 +115,7 @@ class Generator:
                 [
                     sys.executable,
                     "-c",
-                    "from bench.scenarios import main; main()",
+                    self.program,
                     json.dumps(spec),
                 ],
                 env=self.env,

@@ -95,8 +95,10 @@ def aedes(note: build.Note) -> Peer:
     )
 
 
-def mqttd(note: build.Note) -> Peer:
-    package = build.mqttd(note)
+def mqttd(note: build.Note, package: Path | None = None) -> Peer:
+    """This tree's mqttd, or the one that is installed in `package`."""
+    if package is None:
+        package = build.mqttd(note)
     kind = "compiled" if build.is_compiled(package) else "pure"
     env = {"PYTHONPATH": str(package)}
     done = subprocess.run(

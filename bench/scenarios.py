@@ -12,6 +12,7 @@ import gc
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from mypy_extensions import i64
@@ -34,7 +35,9 @@ Figures = dict[str, float]
 
 
 def engine_for(spec: Spec, plan: Plan) -> Engine:
-    return Engine(spec["port"], spec["host"], spec["pid"], plan)
+    engine = Engine(spec["port"], spec["host"], spec["pid"], plan)
+    engine.broker.counter = spec.get("counter", "")
+    return engine
 
 
 def wire_up(engine: Engine, mode: str, publishers: int, subscribers: int) -> None:
@@ -315,12 +318,16 @@ def run(spec: Spec) -> Figures:
 
 
 def main() -> None:
+    serve(run)
+
+
+def serve(answer: Callable[[Spec], Figures]) -> None:
     # Thousands of connections, no cycles: a collection would only stall the clock.
     gc.disable()
     spec = json.loads(sys.argv[1])
     result: dict[str, Any] = {}
     try:
-        result.update(run(spec))
+        result.update(answer(spec))
     except (BenchError, OSError) as error:
         result["error"] = str(error)
     print(json.dumps(result))

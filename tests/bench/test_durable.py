@@ -1,0 +1,59 @@
+"""`bench.durable` in small: every command comes to its end, and counts what it should.
+
+No assertion here is about speed. The generator runs uncompiled and mqttd from where the suite has
+it, so that nothing is built.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mqttd
+from bench import durable
+
+HERE = str(Path(mqttd.__file__).resolve().parents[1])
+SMALL = ["--rounds", "1", "--publishers", "4", "--pure", "--package", HERE, "--cores", "both"]
+
+
+def run(tmp_path: Path, command: str, *more: str) -> list[dict[str, Any]]:
+    out = tmp_path / "out.json"
+    place = ["--dir", str(tmp_path), "--json", str(out)]
+    assert durable.main([command, *SMALL, *place, *more]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+    result: list[dict[str, Any]] = json.loads(out.read_text())["summary"]
+    return result
+
+
+def test_offline_stores_what_it_acknowledges(tmp_path: Path) -> None:
+    peers = ["--peers", "mqttd-full,mqttd-none", "--in-flight", "1,5", "--seconds", "0.4"]
+    rows = run(tmp_path, "offline", *peers)
+    assert [(row["peer"], row["in_flight"]) for row in rows] == [
+        ("mqttd-full", 1),
+        ("mqttd-none", 1),
+        ("mqttd-full", 5),
+        ("mqttd-none", 5),
+    ]
+    for row in rows:
+        assert row["figures"]["msgs_s"] > 0
+        assert row["figures"]["p99_us"] >= row["figures"]["p50_us"] > 0
+        assert row["figures"]["stored"] == row["figures"]["acknowledged"] > 0
+        assert row["ratio"] == 1.0 or row["peer"] == "mqttd-none"
+        assert row["faults"] == {}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["offline", "--in-flight", "0"], ["offline", "--cores", "all"], []]
+)
+def test_wrong_commands_exit_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        durable.main(arguments)
+    assert error.value.code == 2
+
+
+def test_numbers_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert durable.main(["drain", "--messages", "101"]) == 2
+    assert durable.main(["restart", "--messages", "1000", "--sessions", "120"]) == 2
+    assert durable.main(["offline", "--peers", "nobody"]) == 2
+    assert "no variant is called 'nobody'" in capsys.readouterr().err
