@@ -37,6 +37,7 @@ PEERS = {
     "restart": "mqttd-full,mosquitto",
 }
 MIB = 1 << 20
+CROWDED = 0.2
 FAULTS = (*report.FAULTS, "unanswered", "unstored", "left")
 Figures = dict[str, float]
 
@@ -80,6 +81,8 @@ class Row:
         figures = self.figures
         if figures.get("gen_busy", 0.0) >= report.BUSY and figures["broker_busy"] < report.BUSY:
             notes.append("generator-bound")
+        if figures.get("others_busy", 0.0) > CROWDED:
+            notes.append(f"contended: others took {figures['others_busy']:.0%} of a core")
         return "; ".join(notes)
 
 

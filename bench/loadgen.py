@@ -147,6 +147,15 @@ class Meter:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def busy_ns() -> int:
+    """Nanoseconds that all cores together weren't idle since the machine started."""
+    with contextlib.suppress(OSError), open("/proc/stat") as file:
+        user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
+        spent = user + nice + system + irq + softirq + steal
+        return spent * (1_000_000_000 // os.sysconf("SC_CLK_TCK"))
+    return 0
+
+
 class Span:
     """What broker and generator used between its creation and `figures()`."""
 
@@ -157,6 +166,7 @@ class Span:
         self.my_wait = me.waited_ns()
         self.broker_main = broker.main_ns()
         self.counts = broker.counts()
+        self.others = busy_ns()
         self.broker_cpu = broker.cpu_ns()
         self.my_cpu = me.cpu_ns()
         self.idle: i64 = 0  # of our CPU time, what went into looking for work in vain
@@ -166,7 +176,9 @@ class Span:
     def figures(self) -> dict[str, float]:
         self.elapsed = time.monotonic_ns() - self.elapsed
         self.broker_cpu = self.broker.cpu_ns() - self.broker_cpu
-        self.my_cpu = max(0, self.me.cpu_ns() - self.my_cpu - self.idle)
+        self.my_cpu = self.me.cpu_ns() - self.my_cpu
+        self.others = max(0, busy_ns() - self.others - self.broker_cpu - self.my_cpu)
+        self.my_cpu = max(0, self.my_cpu - self.idle)
         self.sleeps = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - self.sleeps
         self.broker_main = self.broker.main_ns() - self.broker_main
         self.counts = [n - m for n, m in zip(self.broker.counts(), self.counts, strict=True)]
@@ -175,6 +187,7 @@ class Span:
             "broker_busy": self.broker_cpu / self.elapsed,
             "main_busy": self.broker_main / self.elapsed,
             "gen_busy": self.my_cpu / self.elapsed,
+            "others_busy": self.others / self.elapsed,
             "broker_waited": (self.broker.waited_ns() - self.broker_wait) / self.elapsed,
             "gen_waited": (self.me.waited_ns() - self.my_wait) / self.elapsed,
         }

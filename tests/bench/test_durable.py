@@ -43,6 +43,27 @@ def test_offline_stores_what_it_acknowledges(tmp_path: Path) -> None:
         assert row["faults"] == {}
 
 
+def test_online_leaves_nothing_behind(tmp_path: Path) -> None:
+    peers = ["--peers", "mqttd-memory,mqttd-full", "--in-flight", "3", "--seconds", "0.4"]
+    memory, full = run(tmp_path, "online", *peers)
+    assert memory["ratio"] == 1.0
+    assert full["ratio"] > 0
+    assert full["figures"]["left"] == 0
+    assert memory["faults"] == full["faults"] == {}
+
+
+@pytest.mark.parametrize(("command", "sessions"), [("drain", 1), ("restart", 8)])
+def test_queues_survive_a_restart_and_are_emptied(
+    tmp_path: Path, command: str, sessions: int
+) -> None:
+    sizes = ["--messages", "400", "--sessions", str(sessions), "--in-flight", "7"]
+    (row,) = run(tmp_path, command, "--peers", "mqttd-full", *sizes)
+    assert row["figures"]["acknowledged"] == row["figures"]["received"] == 400
+    assert row["figures"]["left"] == 0
+    assert row["figures"]["ready_s"] > 0
+    assert row["faults"] == {}
+
+
 @pytest.mark.parametrize(
     "arguments", [["offline", "--in-flight", "0"], ["offline", "--cores", "all"], []]
 )
