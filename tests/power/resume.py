@@ -24,6 +24,7 @@ from mqttd.core.packets import (
     Filter,
     Pingreq,
     Pingresp,
+    Puback,
     Pubcomp,
     Publish,
     Pubrec,
@@ -58,7 +59,7 @@ KINDS: Final = (
     "retained",
     "protocol",
 )
-LAST: Final = "t/last/2"
+LAST: Final = ("t/last/2", "t/last/1")
 PATIENCE: Final = 30.0
 QUIET: Final = 3.0
 """Seconds without news after which what hasn't come is lost; the last message has come by then."""
@@ -144,9 +145,12 @@ class Aftermath:
                 self.found["refused"].append(str(error))
                 return self.found
             try:
-                await self._run()
+                async with asyncio.timeout(4 * PATIENCE):
+                    await self._run()
             except Gone:
                 self.found["damaged"].append("the broker hung up")
+            except (AssertionError, TimeoutError) as error:
+                self.found["protocol"].append(f"{type(error).__name__}: {error}")
         finally:
             await self.broker.discard()
         self._check_file()
@@ -244,19 +248,22 @@ class Aftermath:
                 self.toggler.there = None
 
     async def _publish_last(self) -> None:
-        """After everything else: whoever has this has all there is."""
+        """After everything else: whoever has these has all there is."""
         wire, _ = await Wire.connect(self.broker.port, "last", clean=True, expiry=0)
-        wire.send(Publish(LAST, b"1", 2, False, False, 1))
+        wire.send(Publish(LAST[0], b"1", 2, False, False, 1))
         while not isinstance(packet := await wire.receive(), Pubcomp):
             assert isinstance(packet, Pubrec), packet
             wire.send(Pubrel(1))
+        wire.send(Publish(LAST[1], b"1", 1, False, False, 2))
+        packet = await wire.receive()
+        assert isinstance(packet, Puback), packet
         wire.close()
 
     async def _receive_all(self, receiving: list[asyncio.Task[None]]) -> None:
         judged = [*self.subscribers, self.members[0]]
         while True:
             self._news.clear()
-            waits = not all(LAST in receiver.handed for receiver in judged)
+            waits = not all(LAST[1] in receiver.handed for receiver in judged)
             if not waits and not any(r._open for r in self.receivers) and not self._missing():
                 return
             for task in receiving:
@@ -266,14 +273,13 @@ class Aftermath:
                 async with asyncio.timeout(PATIENCE if waits else QUIET):
                     await self._news.wait()
             except TimeoutError:
-                if waits:
-                    self.found["lost"].append("the last message of all")
                 return
 
     def _missing(self) -> list[str]:
         """Acknowledged, before the cut or since, and not handed over to somebody."""
         missing: list[str] = []
         for receiver in [*self.subscribers, self.members[0]]:
+            missing += [f"{receiver.name}: {last}" for last in LAST if last not in receiver.handed]
             for publisher in self.publishers:
                 for qos in (1, 2):
                     topic = publisher.topic(qos)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mqttd.core.packets import Disconnect, Filter, Puback, Publish, Suback, Subscribe
+from mqttd.core.packets import Disconnect, Filter, Puback, Publish, Pubrec, Suback, Subscribe
 from mqttd.core.packets import Record as Packet
 from tests.crash.wire import PATIENCE, Gone, Wire
 from tests.power import shim
@@ -28,6 +28,24 @@ def silent(_: str) -> None:
     """No progress."""
 
 
+def disk_at(log: bytes, at: int | None = None) -> Disk:
+    """Where the log leads, or its first `at` bytes."""
+    disk = Disk()
+    for record in decode(log[:at])[0]:
+        disk.apply(record)
+    return disk
+
+
+async def started_after_cut(directory: Path, disk: Disk) -> Placed:
+    """A broker on what a cut leaves that takes everything it can take."""
+    directory.mkdir()
+    broker = Placed(directory, "full")
+    for name, content in disk.after_cut("dropped", "dropped").items():
+        (broker.disk / name).write_bytes(content)
+    await broker.start()
+    return broker
+
+
 async def test_nothing_acknowledged_is_lost() -> None:
     campaign = Campaign("full", silent, traffic=0.4)
     await campaign.record(4, 1)
@@ -41,12 +59,8 @@ async def test_what_isnt_synced_is_lost(tmp_path: Path) -> None:
     recording = Recording(tmp_path, "os", 2, traffic=0.3)
     await recording.run()
     at = max(recording.promises())
-    disk = Disk()
-    for record, end in zip(*decode(recording.log()), strict=True):
-        if end <= at:
-            disk.apply(record)
     (tmp_path / "cut").mkdir()
-    files = disk.after_cut("dropped", "dropped")
+    files = disk_at(recording.log(), at).after_cut("dropped", "dropped")
     found = await Aftermath(tmp_path / "cut", "os", files, recording.traces, at, 1).run()
     assert found["lost"]
     assert not found["refused"]
@@ -114,12 +128,9 @@ def watched(tmp_path: Path) -> Path:
 def test_everything_is_recorded(tmp_path: Path, watched: Path) -> None:
     shim = Shim(tmp_path, watched)
     work(shim, WORK, str(watched))
-    disk = Disk()
     log = shim.log.read_bytes()
-    records, ends = decode(log)
-    assert ends[-1] == len(log)
-    for record in records:
-        disk.apply(record)
+    assert decode(log)[1][-1] == len(log)
+    disk = disk_at(log)
     real = {file.name: file.read_bytes() for file in watched.iterdir()}
     del real["db-shm"]
     assert real.keys() == {"c", "db", "db-wal", "rolled"}
@@ -245,16 +256,12 @@ async def test_a_sync_that_fails_ends_the_broker(left: str, tmp_path: Path) -> N
     finally:
         await broker.discard()
     after: Placed = broker
-    if left == "after a cut":
-        disk = Disk()
-        for record in decode(broker.shim.log.read_bytes())[0]:
-            disk.apply(record)
-        (tmp_path / "cut").mkdir()
-        after = Placed(tmp_path / "cut", "full")
-        for name, content in disk.after_cut("dropped", "dropped").items():
-            (after.disk / name).write_bytes(content)
     try:
-        await after.start()
+        if left == "after a cut":
+            disk = disk_at(broker.shim.log.read_bytes())
+            after = await started_after_cut(tmp_path / "cut", disk)
+        else:
+            await after.start()
         wire, present = await Wire.connect(after.port, "keeper")
         assert present
         numbers: list[int] = []
@@ -266,6 +273,54 @@ async def test_a_sync_that_fails_ends_the_broker(left: str, tmp_path: Path) -> N
                 wire.send(Puback(packet.packet_id))
         assert numbers == list(range(1, 21))
         wire.close()
+        assert await after.stop() == 0
+    finally:
+        await after.discard()
+
+
+async def test_what_a_killed_broker_had_not_synced(tmp_path: Path) -> None:
+    """Written, but killed before the sync: the next broker finds it, and may acknowledge it only
+    when it is sure that it stays, since the power may go as well."""
+    broker = Recorded(tmp_path, "full")
+    publish = Publish("t", b"1", 2, False, False, 9)
+    try:
+        await broker.start()
+        keeper, _ = await Wire.connect(broker.port, "keeper")
+        keeper.send(Subscribe(1, [Filter("t", 2)]))
+        assert isinstance(await keeper.receive(), Suback)
+        keeper.close()
+        wire, _ = await Wire.connect(broker.port, "c")
+        before = broker.logged()
+        broker.shim.faults.set("fsync_delay", 60_000)
+        wire.send(publish)
+        async with asyncio.timeout(PATIENCE):
+            while broker.logged() < before + 4096:
+                await asyncio.sleep(0.01)
+        await broker.kill()
+        wire.close()
+        broker.mend()
+        broker.shim.faults.clear()
+        await broker.start()
+        wire, present = await Wire.connect(broker.port, "c")
+        assert present
+        publish.dup = True
+        wire.send(publish)
+        assert isinstance(await wire.receive(), Pubrec)
+        at = broker.logged()
+        wire.close()
+        await broker.kill()
+    finally:
+        await broker.discard()
+    disk = disk_at(broker.shim.log.read_bytes(), at)
+    after = await started_after_cut(tmp_path / "cut", disk)
+    try:
+        keeper, present = await Wire.connect(after.port, "keeper")
+        assert present
+        async with asyncio.timeout(PATIENCE):
+            packet = await keeper.receive()
+        assert isinstance(packet, Publish)
+        assert packet.payload == b"1"
+        keeper.close()
         assert await after.stop() == 0
     finally:
         await after.discard()
