@@ -4,6 +4,9 @@ Owns the order of these phases and what needs a clock in them: the pacing tick, 
 the watch for silence at the end. How a connection is made is said in connect, the arithmetic is
 elsewhere (plan, schedule, publisher), and so is the judgement (ledger, verdict).
 
+Patience is counted in polls, not by the clock: before each poll the loop has looked at every
+socket. While this process doesn't run, be it for seconds, nobody's silence grows.
+
 How a run ends. Normally: publishing stops at its time or count, then the run waits until everything
 that is owed has arrived and all acknowledgements are complete, or nothing has come for `settle`
 seconds. Broken off: a connection couldn't be made or was lost, or somebody interrupted; publishing
@@ -14,6 +17,7 @@ Load therefore always ends by itself.
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import time
 from collections.abc import Callable
@@ -34,6 +38,8 @@ GRACE_S: Final = 0.25
 """After everything has arrived, this long is listened for copies that nobody needs."""
 STALL_S: Final = 2.0
 """A closed loop that has heard nothing for this long stops waiting for what is outstanding."""
+HELPS: Final = 3
+"""So often a closed loop is helped in vain before it is given up: the second time works."""
 SAMPLE_S: Final = 1.0
 UNLIMITED: Final = 2**62
 
@@ -54,22 +60,25 @@ class Sample:
         self.p99_us = 0.0
 
 
+def polls(seconds: float) -> int:
+    """How many polls take at least that long."""
+    return math.ceil(seconds / POLL_S)
+
+
 class Idle:
-    """For how long a number has not changed, by the moments at which it is asked."""
+    """For how many polls a number has not changed."""
 
     def __init__(self, number: Callable[[], int]) -> None:
         self._number = number
         self._last = number()
-        self._since = time.monotonic()
+        self._polls = 0
 
-    def seconds(self) -> float:
-        """The time since the last change was seen."""
-        now = time.monotonic()
+    def poll(self) -> int:
+        """To be called once a poll; how many of them have seen no change."""
         current = self._number()
-        if current != self._last:
-            self._last = current
-            self._since = now
-        return now - self._since
+        self._polls = self._polls + 1 if current == self._last else 0
+        self._last = current
+        return self._polls
 
 
 class Flood:
@@ -192,19 +201,23 @@ class Flood:
                 self.switchboard.mark_ready(publisher)
         end_ns = begun_ns + int(settings.seconds * 1e9) if settings.seconds else UNLIMITED
         idle = Idle(self._activity)
+        stall = polls(STALL_S)
+        patience = polls(settings.settle)
+        if not settings.paced:
+            patience = max(patience, HELPS * stall)
+        polled = 0
         while not self._halt.is_set() and not self._all_sent():
             left_s = (end_ns - time.monotonic_ns()) / 1e9
             if left_s <= 0:
                 break
-            # Without a time limit, a broker that answers nothing must not keep the run for ever.
-            if (
-                not settings.seconds
-                and self._all_due()
-                and idle.seconds() >= max(settings.settle, self._patience_s())
-            ):
-                break
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._halt.wait(), min(POLL_S, left_s))
+            polled += 1
+            if not settings.paced and polled % stall == 0:
+                self._unstall()
+            # Without a time limit, a broker that answers nothing must not keep the run for ever.
+            if idle.poll() >= patience and not settings.seconds and self._all_due():
+                break
         if not self._halt.is_set():
             # What became due while the loop was busy is late, but it is sent.
             self._tick()
@@ -253,9 +266,12 @@ class Flood:
         schedule = self._schedule
         return schedule is None or schedule.done >= schedule.total
 
-    def _patience_s(self) -> float:
-        # A closed loop helps itself after a while: give it the time to.
-        return 0.0 if self.settings.paced else 3 * STALL_S
+    def _unstall(self) -> None:
+        """Let devices go on whose outstanding messages nobody has received since the last time."""
+        for link in self._publishers:
+            publisher = link.publisher
+            if publisher is not None and not link.lost and publisher.write_off():
+                self.switchboard.mark_ready(publisher)
 
     def _all_sent(self) -> bool:
         settings = self.settings
@@ -312,7 +328,7 @@ class Flood:
         while not self._abandoned:
             await asyncio.sleep(POLL_S)
             patience = GRACE_S if self._outstanding() == 0 else self.settings.settle
-            if idle.seconds() >= patience:
+            if idle.poll() >= polls(patience):
                 break
         self.settle_s = time.monotonic() - begun
 
@@ -352,11 +368,10 @@ class Flood:
     # Once a second
 
     async def _keep_time(self) -> None:
-        """Samples for the progress view, pings for silent connections, help for stalled loops."""
+        """Samples for the progress view, pings for silent connections."""
         last = Sample(self._phase, 0.0, 0)
         snapshot = self.ledger.from_sent.copy()
         next_at = self._started_at + SAMPLE_S
-        stalled_at = next_at
         while True:
             await asyncio.sleep(max(0.0, next_at - time.monotonic()))
             next_at += SAMPLE_S
@@ -368,9 +383,6 @@ class Flood:
             self._on_sample(sample)
             last = sample
             self._ping()
-            if self._phase == "publishing" and time.monotonic() - stalled_at >= STALL_S:
-                stalled_at = time.monotonic()
-                self._unstall()
 
     def _sample(self, last: Sample, part: Histogram) -> Sample:
         links = [*self._subscribers, *self._publishers]
@@ -394,11 +406,3 @@ class Flood:
             if keep_alive and now_ns - link.last_write_ns > keep_alive * 500_000_000:
                 link.client.ping()
                 self.switchboard.mark_dirty(link)
-
-    def _unstall(self) -> None:
-        if self.settings.paced:
-            return
-        for link in self._publishers:
-            publisher = link.publisher
-            if publisher is not None and not link.lost and publisher.write_off():
-                self.switchboard.mark_ready(publisher)

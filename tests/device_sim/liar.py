@@ -7,8 +7,10 @@ from 0 in the order in which they are published.
 
 import asyncio
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
+from device_sim.flood import Idle
 from mqttd.core import spec
 from mqttd.core.decode import decode_packet
 from mqttd.core.encode import encode_packet
@@ -30,6 +32,7 @@ from mqttd.core.packets import (
 )
 from mqttd.core.properties import Properties
 from mqttd.core.topics import matches
+from tests.net.kit import PATIENCE
 
 
 class Lies:
@@ -61,6 +64,7 @@ class _Peer:
     def __init__(self, liar: "Liar", writer: asyncio.StreamWriter) -> None:
         self.liar = liar
         self.writer = writer
+        self.client_id = ""
         self.version = spec.MQTT311
         self.filters: list[tuple[str, int]] = []
         self.next_id = 0
@@ -81,6 +85,7 @@ class _Peer:
 
     def handle(self, packet: Record) -> None:
         if isinstance(packet, Connect):
+            self.client_id = packet.client_id
             self.version = packet.version
             if not self.liar.lies.silent:
                 self.send(Connack(False, self.liar.lies.connack, self.liar.lies.connack_properties))
@@ -97,7 +102,7 @@ class _Peer:
         elif isinstance(packet, Pubrec):
             self.send(Pubrel(packet.packet_id))
         elif isinstance(packet, Pingreq):
-            self.liar.pings += 1
+            self.liar.pinged.add(self.client_id)
             self.send(Pingresp())
 
 
@@ -107,16 +112,17 @@ class Liar:
     def __init__(self, lies: Lies) -> None:
         self.lies = lies
         self.peers: list[_Peer] = []
-        self.pings = 0
+        self.pinged: set[str] = set()
         self.counts: dict[str, int] = {}
         self.held: dict[str, Publish] = {}
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
+        self._asked = False
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> int:
         self._thread.start()
-        return asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(PATIENCE)
 
     def __exit__(
         self,
@@ -124,10 +130,28 @@ class Liar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(PATIENCE)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(PATIENCE)
         self._loop.close()
+
+    def idle(self, number: Callable[[], int]) -> Idle:
+        """A flood's Idle that counts a poll only when the liar's thread had its turn before it."""
+        liar = self
+
+        class Fair(Idle):
+            def poll(self) -> int:
+                return super().poll() if liar.had_a_turn() else 0
+
+        return Fair(number)
+
+    def had_a_turn(self) -> bool:
+        """Whether its loop has gone round since this was last true."""
+        if self._asked:
+            return False
+        self._asked = True
+        self._loop.call_soon_threadsafe(setattr, self, "_asked", False)
+        return True
 
     async def _listen(self) -> int:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)

@@ -15,24 +15,24 @@ from typing import Any
 import pytest
 
 from device_sim.cli import main
+from tests.net.kit import PATIENCE, reserved_port
 from tests.tls import Authority
 
 Serve = Callable[[Path, Authority | None], Any]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+# A process that gets no turn for a while is no reason to call its messages lost.
+PATIENT = ["--settle", str(PATIENCE), "--connect-timeout", str(PATIENCE)]
 
 
 @contextmanager
 def mosquitto(place: Path, authority: Authority | None) -> Iterator[int]:
+    with reserved_port() as port:
+        yield from _mosquitto(place, authority, port)
+
+
+def _mosquitto(place: Path, authority: Authority | None, port: int) -> Iterator[int]:
     program = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if program is None:
         pytest.skip("mosquitto is not installed: apt-get install mosquitto")
-    port = free_port()
     lines = [f"listener {port} 127.0.0.1", "allow_anonymous true", "max_queued_messages 0"]
     if authority is not None:
         certificate, key = authority.issue("server", "localhost")
@@ -45,7 +45,7 @@ def mosquitto(place: Path, authority: Authority | None) -> Iterator[int]:
         [program, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         try:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + PATIENCE
             while True:
                 assert process.poll() is None, "mosquitto ended at once"
                 with socket.socket() as probe:
@@ -94,9 +94,8 @@ def test_every_promise_is_kept(
             ["-c", "20", "-q", "1", "--watch", "all", "--subscribers", "4", "-s", "3000"],
             ["-c", "20", "-q", "2", "-r", "40"],
         ):
-            code = main(
-                ["flood", "-p", str(port), "-n", "12", "--strict", "--quiet", "--json", *arguments]
-            )
+            flood = ["flood", "-p", str(port), "-n", "12", "--strict", "--quiet", "--json"]
+            code = main([*flood, *PATIENT, *arguments])
             report = json.loads(capsys.readouterr().out)
             assert code == 0, report["verdict"]
             numbers = report["totals"]["all"]
@@ -107,7 +106,7 @@ def test_every_promise_is_kept(
 def test_over_tls(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     authority = Authority(tmp_path)
     with serve(tmp_path, authority) as port:
-        flood = ["flood", "-p", str(port), "-n", "3", "-c", "20", "-q", "1", "--quiet"]
+        flood = ["flood", "-p", str(port), "-n", "3", "-c", "20", "-q", "1", "--quiet", *PATIENT]
         assert main([*flood, "--cafile", str(authority.file)]) == 0
         assert main([*flood, "--insecure"]) == 0
         assert main([*flood, "--tls"]) == 3
@@ -116,7 +115,7 @@ def test_over_tls(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_interrupted(tmp_path: Path) -> None:
     with mqttd(tmp_path, None) as port:
-        arguments = ["-p", str(port), "-n", "2", "-r", "10", "-t", "60", "--json"]
+        arguments = ["-p", str(port), "-n", "2", "-r", "10", "-t", "600", "--json", *PATIENT]
         with subprocess.Popen(
             [sys.executable, "-m", "device_sim", "flood", *arguments],
             stdout=subprocess.PIPE,

@@ -5,31 +5,43 @@ import contextlib
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from device_sim.cli import main
 from device_sim.client import reason_text
-from device_sim.flood import Flood, Sample
+from device_sim.flood import Flood, Idle, Sample
 from device_sim.plan import Settings
 from mqttd.core import spec
 from mqttd.core.properties import Properties
 from tests.device_sim.liar import Liar, Lies
+from tests.net.kit import PATIENCE, reserved_port, until
 
 DEVICES = 3
 COUNT = 40
 
 
+@contextlib.contextmanager
+def lying(lies: Lies) -> Iterator[int]:
+    """A liar that no flood of this process gives up because its thread has to wait for its turn."""
+    liar = Liar(lies)
+    with liar as port, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("device_sim.flood.Idle", liar.idle)
+        yield port
+
+
 def flood(lies: Lies, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     """Run the command against a liar; its report, the exit code checked against it."""
-    with Liar(lies) as port:
+    with lying(lies) as port:
         code = main(
             [
                 *("flood", "-p", str(port), "-n", str(DEVICES), "-c", str(COUNT)),
-                *("--settle", "0.3", "--connect-timeout", "3", "--quiet", "--json"),
+                *("--settle", "0.3", "--connect-timeout", str(PATIENCE), "--quiet", "--json"),
                 *arguments,
             ]
         )
@@ -251,9 +263,8 @@ def test_a_broker_that_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
-    with Liar(Lies()) as port:
-        pass
-    assert main(["flood", "-p", str(port), "--quiet"]) == 3
+    with reserved_port() as port:
+        assert main(["flood", "-p", str(port), "--quiet"]) == 3
     assert "BROKEN OFF" in capsys.readouterr().out
 
 
@@ -261,12 +272,17 @@ def test_a_closed_loop_does_not_wait_for_ever(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("device_sim.flood.STALL_S", 0.2)
-    monkeypatch.setattr("device_sim.flood.SAMPLE_S", 0.1)
     lies = Lies()
     lies.drop = set(range(10))
     report = flood(lies, capsys, "-w", "10", "-c", "12", "-n", "1")
     assert troubles(report) == {"lost": 10}
     assert report["throughput"]["written_off"] == 10
+
+
+def test_patience_is_counted_in_polls() -> None:
+    numbers = iter([5, 5, 5, 6, 6, 6])
+    idle = Idle(lambda: next(numbers))
+    assert [idle.poll() for _ in range(5)] == [1, 2, 0, 1, 2]
 
 
 def test_thresholds(capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,7 +294,7 @@ def test_thresholds(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_subscribers_nothing_is_verified(capsys: pytest.CaptureFixture[str]) -> None:
-    with Liar(Lies()) as port:
+    with lying(Lies()) as port:
         code = main(["flood", "-p", str(port), "-c", "5", "--subscribers", "0", "--quiet"])
     assert code == 0
     assert "NOTHING VERIFIED" in capsys.readouterr().out
@@ -287,7 +303,7 @@ def test_without_subscribers_nothing_is_verified(capsys: pytest.CaptureFixture[s
 def test_the_table_and_the_progress_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     lies = Lies()
     lies.drop = {3}
-    with Liar(lies) as port:
+    with lying(lies) as port:
         code = main(
             ["flood", "-p", str(port), "-n", "2", "-r", "50", "-t", "1.2", "-q1", "--settle=0.3"]
         )
@@ -295,7 +311,7 @@ def test_the_table_and_the_progress_are_for_people(capsys: pytest.CaptureFixture
     assert code == 1
     assert "BAD: QoS 1: lost" in said.out
     assert "from intended send" in said.out
-    assert "publishing" in said.err
+    assert re.search(r"(publishing|settling) +4 up  sent +\d+", said.err)
 
 
 def test_a_terminal_gets_tables_and_a_live_view() -> None:
@@ -304,7 +320,8 @@ def test_a_terminal_gets_tables_and_a_live_view() -> None:
     lies.drop = {3}
     terminal, its_other_end = pty.openpty()
     with Liar(lies) as port:
-        arguments = ["-p", str(port), "-n", "2", "-r", "20", "-t", "1.3", "-q1", "--settle=0.3"]
+        # A run of more than a second shows itself at least once.
+        arguments = ["-p", str(port), "-n", "2", "-r", "20", "-t", "1.3", "-q1", "--settle=3"]
         with subprocess.Popen(
             [sys.executable, "-m", "device_sim", "flood", *arguments],
             stdout=its_other_end,
@@ -324,14 +341,20 @@ def test_a_terminal_gets_tables_and_a_live_view() -> None:
     assert "┃" in text
 
 
-def test_silent_connections_are_kept_alive(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+async def test_silent_connections_are_kept_alive(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("device_sim.flood.SAMPLE_S", 0.1)
     liar = Liar(Lies())
     with liar as port:
-        assert main(["flood", "-p", str(port), "-n1", "-r1", "-c2", "-k1", "--quiet"]) == 0
-    assert liar.pings >= 2
+        settings = Settings(port=port, devices=1, rate=0.01, seconds=600.0, keep_alive=1)
+        settings.check()
+        flood = Flood(settings, lambda _: None)
+        running = asyncio.ensure_future(flood.run())
+        await until(lambda: len(liar.pinged) == 2)  # the device and its subscriber
+        flood.interrupt()
+        await running
+    assert flood.verdict.sum("received") == flood.verdict.sum("sent") == 1
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Self, TypeVar
 
 from mqttd.app import App
@@ -19,7 +20,7 @@ from mqttd.net.listener import Endpoint, Listener
 from mqttd.store.base import Store
 
 P = TypeVar("P")
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds after which a test gives up; none is meant to come near."""
 
 
@@ -104,6 +105,18 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port on which nobody listens and that the system hands to nobody else meanwhile.
+
+    Who asks for it by its number, as servers do with SO_REUSEADDR, still gets it.
+    """
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
 
 
 @contextlib.asynccontextmanager
