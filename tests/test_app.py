@@ -27,7 +27,7 @@ from mqttd.net.flow import Flow
 from mqttd.net.listener import ListenError
 from mqttd.store.base import StoreError
 from mqttd.store.memory import MemoryStore
-from tests.net.kit import PATIENCE, Wire, loopback, until
+from tests.net.kit import PATIENCE, Wire, loopback, reserved_port, until
 from tests.tls import Authority
 
 
@@ -277,21 +277,20 @@ async def test_a_second_start_listens_once() -> None:
 async def test_a_step_of_the_shutdown_that_fails_leaves_out_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store = Remembering()
-    app = App(parse_config({"listeners": [loopback()]}), store)
-    await app.start()
-    (listener,) = app.listeners
-
     async def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Flow, "drain", broken)
-        with pytest.raises(RuntimeError, match="a bug"):
-            await app.stop(0.0)
-    assert store.closed == 1
-    with pytest.raises(ConnectionRefusedError):
-        await Wire.open(listener.port)
+    with reserved_port() as port:
+        store = Remembering()
+        app = App(parse_config({"listeners": [loopback(bind=f"127.0.0.1:{port}")]}), store)
+        await app.start()
+        with monkeypatch.context() as patch:
+            patch.setattr(Flow, "drain", broken)
+            with pytest.raises(RuntimeError, match="a bug"):
+                await app.stop(0.0)
+        assert store.closed == 1
+        with pytest.raises(ConnectionRefusedError):
+            await Wire.open(port)
 
 
 async def test_a_core_that_cannot_say_goodbye_is_cut_off(

@@ -14,7 +14,7 @@ import mqttd
 from mqttd.core import spec
 from mqttd.core.packets import Disconnect, Publish
 from mqttd.net.listener import ListenError
-from tests.net.kit import Wire, until
+from tests.net.kit import Wire, reserved_port, until
 
 TWO = {
     "listeners": [
@@ -92,14 +92,11 @@ async def test_clients_are_told_and_gone() -> None:
 
 
 async def test_one_after_the_other_on_the_same_port() -> None:
-    async with mqttd.Broker() as broker:
-        port = broker.port("tcp")
-        async with await Wire.open(port) as wire:
-            await wire.connect("a")
-    for _ in range(3):
-        config = {"listeners": [{"name": "t", "bind": f"127.0.0.1:{port}"}]}
-        async with mqttd.Broker(config), await Wire.open(port) as wire:
-            assert not (await wire.connect("a")).session_present
+    with reserved_port() as port:
+        for _ in range(3):
+            config = {"listeners": [{"name": "t", "bind": f"127.0.0.1:{port}"}]}
+            async with mqttd.Broker(config), await Wire.open(port) as wire:
+                assert not (await wire.connect("a")).session_present
 
 
 async def test_a_start_that_fails_leaves_nothing() -> None:

@@ -297,7 +297,7 @@ def test_smoke_run_against_mosquitto(tmp_path: Path, capsys: pytest.CaptureFixtu
         pytest.skip(str(error))
     out = tmp_path / "out.json"
     command = "--peers mosquitto --cases pairs-w10-q1-v5,connections --pure --markdown -"
-    sizes = ["--seconds", "0.5", "--rounds", "1", "--clients", "200"]
+    sizes = ["--seconds", "2", "--rounds", "1", "--clients", "200"]
     code = macro.main([*command.split(), *sizes, "--json", str(out)])
     assert code == 0
     result = json.loads(out.read_text())

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import select
 import socket
 import ssl
 import struct
@@ -273,6 +274,7 @@ async def test_a_stop_in_the_turn_of_the_accept_leaves_no_socket(proxy_protocol:
                 proxy_protocol,
             )
             with socket.create_connection(sock.getsockname()):
+                select.select([sock], [], [], PATIENCE)  # a busy kernel is late with it
                 acceptor._accept()
                 (accepted,) = keeping.accepted
                 acceptor.close()
@@ -339,6 +341,7 @@ async def test_out_of_file_descriptors_clients_wait(
         )
         acceptor.start()
         port = sock.getsockname()[1]
+        begun = loop.time()
         with caplog.at_level(logging.ERROR, "mqttd.net"):
             wires = [await Wire.open(port) for _ in range(4)]
             for number, wire in enumerate(wires):
@@ -346,7 +349,7 @@ async def test_out_of_file_descriptors_clients_wait(
             await wires[0].receive(Connack)
             await wires[1].receive(Connack)
             await asyncio.sleep(0.35)
-            assert attempts < 10  # no busy loop
+            assert attempts < 10 + 20 * (loop.time() - begun)  # no busy loop
             (record,) = caplog.records
             assert "can't accept connections: Too many open files" in record.getMessage()
             spare = 2

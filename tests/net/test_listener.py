@@ -11,7 +11,7 @@ import pytest
 from mqttd.core import encode
 from mqttd.core.packets import Publish
 from mqttd.net.listener import Endpoint, ListenError
-from tests.net.kit import Wire, endpoint, publish_packet, serving, until
+from tests.net.kit import Wire, endpoint, publish_packet, reserved_port, serving, until
 
 
 def has_ipv6() -> bool:
@@ -113,13 +113,14 @@ async def test_a_name_that_does_not_exist() -> None:
 
 
 async def test_stopped_means_nobody_gets_in_and_clients_stay() -> None:
-    async with serving(endpoint()) as served, await Wire.open(served.port) as wire:
-        await wire.connect("a")
-        await served.listeners[0].stop()
-        await asyncio.sleep(0.01)
-        with pytest.raises(OSError, match=r"Connect call failed|refused|reset"):
-            await Wire.open(served.port)
-        await wire.subscribe("a")
+    with reserved_port() as port:
+        async with serving(endpoint(port=port)) as served, await Wire.open(port) as wire:
+            await wire.connect("a")
+            await served.listeners[0].stop()
+            await asyncio.sleep(0.01)
+            with pytest.raises(OSError, match=r"Connect call failed|refused|reset"):
+                await Wire.open(port)
+            await wire.subscribe("a")
 
 
 async def test_small_packets_leave_at_once() -> None:

@@ -233,19 +233,32 @@ async def test_plain_mqtt_on_a_tls_listener(pki: Pki) -> None:
         assert served.broker.counters.connections_total == 0
 
 
-async def test_handshakes_left_half_way_end_and_hold_nobody_up(pki: Pki) -> None:
+async def half_handshakes(served: Served) -> list[Wire]:
+    wires = [await Wire.open(served.port) for _ in range(20)]
+    for wire in wires:
+        wire.send(b"\x16\x03\x01\x02\x00\x01")  # the start of a ClientHello
+    return wires
+
+
+async def test_handshakes_left_half_way_hold_nobody_up(pki: Pki) -> None:
+    async with serving(endpoint(tls=pki.tls())) as served:
+        halves = await half_handshakes(served)
+        async with dial(served, pki.ca.client()) as wire:
+            await wire.connect("a")
+        assert served.broker.counters.connections_total == 1
+        for wire in halves:
+            await wire.close()
+
+
+async def test_handshakes_left_half_way_end(pki: Pki) -> None:
     settings = Settings()
     settings.connect_timeout = 0.3
     async with serving(endpoint(tls=pki.tls()), broker=Broker(settings)) as served:
-        halves = [await Wire.open(served.port) for _ in range(20)]
-        for wire in halves:
-            wire.send(b"\x16\x03\x01\x02\x00\x01")  # the start of a ClientHello
-        async with dial(served, pki.ca.client()) as wire:
-            await wire.connect("a")
-        for wire in halves:
+        for wire in await half_handshakes(served):
             await wire.closed()
             await wire.close()
-    assert served.broker.counters.connections_total == 1
+        await until(lambda: served.broker.counters.connects_refused == 20)
+    assert served.broker.counters.connections_total == 0
 
 
 async def test_half_way_handshakes_end_with_the_listener(pki: Pki) -> None:
