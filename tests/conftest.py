@@ -10,6 +10,10 @@ passes on the wrong code proves nothing.
 
 A test that is a coroutine function runs on that loop, to its end, with no task left over. What lies
 outside of `LOOP_FREE` is marked `loop`: it runs a second time on the other loop.
+
+A test with real sockets or processes (one of `loop`, or below `LIVE`) that fails is run once more:
+the machine may have starved it. All others are deterministic, and fail for good; how long an
+example of Hypothesis takes is no reason to.
 """
 
 import asyncio
@@ -20,12 +24,30 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).parents[1]
 NATIVE = (".so", ".pyd")
-LOOP_FREE = ("core", "spec", "bench")
+LIVE = ("crash", "power", "bench")
+"""Processes that run on a loop of their own choice, or on none."""
+LOOP_FREE = ("core", "spec", *LIVE)
 LOOP_FREE_FILES = (
+    # device_sim without its sockets
+    "test_client.py",
+    "test_histogram.py",
+    "test_ledger.py",
+    "test_payload.py",
+    "test_plan.py",
+    "test_publisher.py",
+    "test_ranges.py",
+    # net without its sockets
+    "test_identity.py",
+    "test_proxy.py",
+    "test_timers.py",
+    # power without its processes
+    "test_rebuild.py",
+    # everything else
     "test_config.py",
     "test_cli.py",
     "test_log.py",
@@ -60,6 +82,11 @@ def _select_build() -> str:
 
 BUILD = _select_build()
 
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
+
 
 def new_loop() -> asyncio.AbstractEventLoop:
     from mqttd.net import loops
@@ -77,8 +104,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         place = item.path.relative_to(here).parts
-        if place[0] not in LOOP_FREE and place[0] not in LOOP_FREE_FILES:
+        if place[-1] in LOOP_FREE_FILES:
+            continue
+        if place[0] not in LOOP_FREE:
             item.add_marker(pytest.mark.loop)
+        if place[0] in LIVE or place[0] not in LOOP_FREE:
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.hookimpl(tryfirst=True)
