@@ -81,8 +81,9 @@ class Row:
         figures = self.figures
         if figures.get("gen_busy", 0.0) >= report.BUSY and figures["broker_busy"] < report.BUSY:
             notes.append("generator-bound")
-        if figures.get("others_busy", 0.0) > CROWDED:
-            notes.append(f"contended: others took {figures['others_busy']:.0%} of a core")
+        others = max(figures.get("others_busy", 0.0), figures.get("fill_others", 0.0))
+        if others > CROWDED:
+            notes.append(f"contended: others took {others:.0%} of a core")
         return "; ".join(notes)
 
 
@@ -199,6 +200,7 @@ class Bench:
             figures["stop_s"] = broker.stop(self.options.timeout)
             figures["file"] = sum(path.stat().st_size for path in broker.directory.iterdir())
             figures["ready_s"] = broker.start(self.options.timeout)
+            figures["ready_cpu_s"] = broker.cpu_ns() / 1e9
             figures["start_rss"] = broker.rss()
             broker.reset_peak()
             figures.update(self.generate(self.spec(broker, "drain", cores), cores, window))
@@ -305,11 +307,14 @@ def columns(command: str) -> list[Column]:
     return [
         *head,
         ("k filled/s", _number("fill_s", 1e3)),
+        ("CPU µs/msg", _number("fill_us", 1, 2)),
         ("file MiB", _number("file", MIB, 0)),
         ("stop s", _number("stop_s", 1, 2)),
         ("ready s", _number("ready_s", 1, 2)),
+        ("CPU s", _number("ready_cpu_s", 1, 2)),
         ("k drained/s", _number("drain_s", 1e3)),
         ratio,
+        ("CPU µs/msg", _number("drain_us", 1, 2)),
         ("first ms", _number("first_ms", 1, 1)),
         ("RSS MiB: empty", _number("empty_rss", MIB, 0)),
         ("full", _number("full_rss", MIB, 0)),

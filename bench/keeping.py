@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench import build, peers
-from bench.loadgen import COUNTS
+from bench.loadgen import COUNTS, Meter, connect_packet
 
 MQTTD = ("full", "os", "none", "memory")
 MOSQUITTO = {
@@ -118,13 +118,21 @@ class Broker:
         return False
 
     def start(self, timeout: float = 60.0) -> float:
-        """Seconds from the command to the first connection that is accepted."""
+        """Seconds from the command to the first CONNACK: a socket that listens isn't an answer."""
         began = time.monotonic()
         self.launch()
         while not self.is_open():
             if time.monotonic() - began > timeout:
                 raise peers.PeerError(f"not up after {timeout:.0f} s: {self.tail()}")
             time.sleep(0.005)
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout) as probe:
+                probe.sendall(connect_packet("probe", 4))
+                if probe.recv(4, socket.MSG_WAITALL) != b"\x20\x02\x00\x00":
+                    raise peers.PeerError("refuses a connection")
+                probe.sendall(b"\xe0\x00")
+        except OSError as error:
+            raise peers.PeerError(f"takes connections but doesn't answer: {error}") from None
         return time.monotonic() - began
 
     def tail(self) -> str:
@@ -150,6 +158,10 @@ class Broker:
                 raise peers.PeerError(f"did not stop within {timeout:.0f} s") from None
             self._process = None
         return time.monotonic() - began
+
+    def cpu_ns(self) -> int:
+        """CPU time since its start."""
+        return Meter(self.pid).cpu_ns()
 
     def rss(self) -> int:
         return self._status("VmRSS:")

@@ -15,7 +15,7 @@ from typing import Any
 
 from mypy_extensions import i64
 
-from bench.loadgen import ETERNITY, SUBSCRIBED, BenchError, Conn, Engine, Flow, Plan
+from bench.loadgen import ETERNITY, SUBSCRIBED, BenchError, Conn, Engine, Flow, Plan, Span
 from bench.scenarios import Figures, Spec, engine_for, fill, probe, serve
 
 TOGETHER = 250  # sessions that are connected at a time while queues are filled or drained
@@ -95,10 +95,17 @@ def fill_queues(spec: Spec) -> Figures:
     for number, conn in enumerate(engine.open_many("p", spec["publishers"])):
         publisher = engine.add_publisher(conn, topics_of(number, spec))
         publisher.limit = spec["messages"] // spec["publishers"]
+    span = Span(engine.broker, engine.me)
     seconds = fill(engine, engine.publishers, spec["timeout"])
+    others = span.figures()["others_busy"]
     acknowledged = float(sum([p.acked for p in engine.publishers]))
     engine.close()
-    return {"acknowledged": acknowledged, "fill_s": acknowledged / seconds}
+    return {
+        "acknowledged": acknowledged,
+        "fill_s": acknowledged / seconds,
+        "fill_us": span.broker_cpu / acknowledged / 1e3,
+        "fill_others": others,
+    }
 
 
 def drain_queues(spec: Spec) -> Figures:
@@ -110,6 +117,7 @@ def drain_queues(spec: Spec) -> Figures:
     missing = 0
     extra = 0
     begin = time.monotonic()
+    span = Span(engine.broker, engine.me)
     for number in range(0, sessions, TOGETHER):
         count = min(TOGETHER, sessions - number)
         conns: list[Conn] = []
@@ -137,13 +145,15 @@ def drain_queues(spec: Spec) -> Figures:
             if sessions > 1:
                 engine.leave(conn)
     seconds = time.monotonic() - begin
-    figures = engine.verdict()
+    figures = span.figures()
+    figures.update(engine.verdict())
     figures["lost"] += missing
     figures["dups"] += extra
     received = spec["messages"] - figures["lost"]
-    figures.update(
-        {"drain_s": received / seconds, "first_ms": first * 1e3, "received": float(received)}
-    )
+    figures["received"] = received
+    figures["drain_s"] = received / seconds
+    figures["drain_us"] = span.broker_cpu / received / 1e3 if received else 0.0
+    figures["first_ms"] = first * 1e3
     time.sleep(0.2)  # for the acknowledgements that are on their way
     engine.close()
     return figures
