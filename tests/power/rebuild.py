@@ -259,12 +259,16 @@ def places(records: Sequence[Record], database: str) -> dict[str, list[int]]:
         "before a sync": [],
         "after a sync": [],
         "checkpoint": [],
+        "log begins again": [],
     }
+    journal = database + "-wal"
+    filled = False
     names: dict[int, str] = {}
     made = False
     for number, record in enumerate(records):
         if record.kind in (Kind.OPENED, Kind.CREATED):
             names[record.file] = record.name
+            filled = filled and record.name != journal
         elif record.kind == Kind.RENAMED:
             old, _, new = record.name.partition("\0")
             names = {file: new if name == old else name for file, name in names.items()}
@@ -277,7 +281,24 @@ def places(records: Sequence[Record], database: str) -> dict[str, list[int]]:
             found["after a sync"].append(number + 1)
         elif record.kind == Kind.WRITTEN and names.get(record.file) == database:
             found["checkpoint"].append(number + 1)
+        elif record.kind == Kind.WRITTEN and names.get(record.file) == journal:
+            if record.offset == 0 and filled:
+                found["log begins again"] += range(number, number + 4)
+            filled = True
     return found
+
+
+def checkpoints(records: Sequence[Record], found: dict[str, list[int]]) -> int:
+    """How often the database was written and then synced, given its `places`."""
+    after = set(found["checkpoint"])
+    writing = False
+    count = 0
+    for number, record in enumerate(records):
+        writing = writing or number + 1 in after
+        if writing and record.kind == Kind.SYNCED:
+            count += 1
+            writing = False
+    return count
 
 
 def choose(
@@ -297,7 +318,7 @@ def choose(
     cuts: list[Cut] = []
     for number in range(count):
         place = kinds[number % len(kinds)]
-        after = chance.choice(found[place])
+        after = min(chance.choice(found[place]), len(records))
         cuts.append(
             Cut(
                 after,

@@ -162,17 +162,28 @@ class Tapped(Wire):
 
 
 class Padded(Tapped):
-    """One in ten messages is large, so that the log of the database fills: a number may be
-    followed by spaces and is still that number."""
+    """Some messages are large, so that the log of the database fills and begins again: a number
+    that is followed by spaces is still that number."""
 
     def __init__(
-        self, wire: Wire, broker: Recorded, trace: list[Event], chance: random.Random
+        self,
+        wire: Wire,
+        broker: Recorded,
+        trace: list[Event],
+        chance: random.Random,
+        retained: bool,
     ) -> None:
         super().__init__(wire, broker, trace)
         self._chance = chance
+        self._share = 0.5 if retained else 0.1  # which replace each other: no queue grows
 
     def send(self, packet: Packet) -> None:
-        if isinstance(packet, Publish) and not packet.dup and self._chance.random() < 0.1:
+        if (
+            isinstance(packet, Publish)
+            and packet.payload
+            and not packet.dup
+            and self._chance.random() < self._share
+        ):
             packet.payload += b" " * self._chance.randrange(200_000)
         super().send(packet)
 
@@ -184,8 +195,8 @@ class Traced(Actor):
         broker = self.broker
         assert isinstance(broker, Recorded)
         trace = broker.traces.setdefault(self.name, [])
-        if isinstance(self, Publisher):
-            return Padded(wire, broker, trace, self.chance)
+        if isinstance(self, Publisher | Keeper):
+            return Padded(wire, broker, trace, self.chance, isinstance(self, Keeper))
         return Tapped(wire, broker, trace)
 
     async def subscribe(self, wire: Wire) -> None:
@@ -214,9 +225,12 @@ class TracedToggler(Traced, Toggler):
 class Recording:
     """A run of three lives of a broker: one ends well, one by a kill, and the last is cut."""
 
-    def __init__(self, directory: Path, durability: str, seed: int, traffic: float) -> None:
+    def __init__(
+        self, directory: Path, durability: str, seed: int, traffic: float, full_log: bool = False
+    ) -> None:
         self.chance = random.Random(seed)
-        self.traffic = traffic
+        self.traffic = traffic  # seconds of each life, on average
+        self.full_log = full_log  # one life goes on until the database's log begins again
         self.wrong: list[str] = []
         self.broker = Recorded(directory, durability)
         parts = [
@@ -270,6 +284,8 @@ class Recording:
                 async with asyncio.timeout(PATIENCE):
                     for actor in actors:
                         await actor.ready.wait()  # nobody publishes before all receivers are there
+            if self.full_log:
+                await self._fill(tasks)
             ends = [self._end_well, self._kill]
             self.chance.shuffle(ends)
             for end in ends:
@@ -292,10 +308,21 @@ class Recording:
         await self.broker.kill()
         self.broker.mend()
 
+    async def _fill(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Until a checkpoint wrote to the database itself, if that comes in good time."""
+        began = self.broker.database.stat().st_mtime_ns
+        until = asyncio.get_running_loop().time() + PATIENCE
+        while asyncio.get_running_loop().time() < until:
+            if self.broker.database.stat().st_mtime_ns != began:
+                return
+            await self._go_on(tasks, 0.05)
+
     async def _some_time(self, tasks: list[asyncio.Task[None]]) -> None:
         # A slow disk leaves more under way between a write and its sync.
         self.broker.shim.faults.set("fsync_delay", self.chance.choice((0, 0, 2, 10)))
-        seconds = self.traffic * (0.5 + self.chance.random())
+        await self._go_on(tasks, self.traffic * (0.5 + self.chance.random()))
+
+    async def _go_on(self, tasks: list[asyncio.Task[None]], seconds: float) -> None:
         done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tests.power.rebuild import Cut, Disk, Kind, choose, decode
+from tests.power.rebuild import Cut, Disk, Kind, checkpoints, choose, decode, places
 from tests.power.record import Recording
 from tests.power.resume import KINDS, Aftermath
 
@@ -39,6 +39,7 @@ class Campaign:
         progress: Progress,
         jobs: int = 2,
         traffic: float = TRAFFIC,
+        full_log: bool = True,
         keep: Path | None = None,
     ) -> None:
         self.durability = durability
@@ -50,6 +51,7 @@ class Campaign:
         self.cuts_with_findings = 0
         self._progress = progress
         self._traffic = traffic
+        self._full_log = full_log
         self._keep = keep
         self._jobs = asyncio.Semaphore(jobs)
         self._done = 0
@@ -77,7 +79,7 @@ class Campaign:
         """One recording and its cuts."""
         with tempfile.TemporaryDirectory(prefix="mqttd-power-") as name:
             directory = Path(name)
-            recording = Recording(directory, self.durability, seed, self._traffic)
+            recording = Recording(directory, self.durability, seed, self._traffic, self._full_log)
             self._progress(f"recording with seed {seed}")
             await recording.run()
             self.broken += [f"seed {seed}: without any cut: {line}" for line in recording.wrong]
@@ -89,6 +91,9 @@ class Campaign:
             self.sums["recordings"] += 1
             self.sums["recorded_operations"] += len(records)
             self.sums["recorded_bytes"] += len(log)
+            found = places(records, database)
+            self.sums["recorded_checkpoints"] += checkpoints(records, found)
+            self.sums["recorded_log_restarts"] += len(found["log begins again"]) // 4
             self.sums["recorded_syncs"] += sum(record.kind == Kind.SYNCED for record in records)
             disk = Disk()
             followed = 0

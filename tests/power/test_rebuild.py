@@ -12,6 +12,7 @@ from tests.power.rebuild import (
     Disk,
     Kind,
     Record,
+    checkpoints,
     choose,
     decode,
     encode,
@@ -177,12 +178,17 @@ def test_where_to_cut() -> None:
         wrote(b"y", file=2),
         Record(Kind.SYNCED, 2),
         wrote(b"y", file=1),
+        Record(Kind.SYNCED, 1),
+        wrote(b"z", file=2),
     ]
-    assert places(records, "db") == {
+    found = places(records, "db")
+    assert checkpoints(records, found) == 1
+    assert found == {
         "creation": [0, 1, 2, 3, 4],
-        "before a sync": [7],
-        "after a sync": [8],
+        "before a sync": [7, 9],
+        "after a sync": [8, 10],
         "checkpoint": [9],
+        "log begins again": [10, 11, 12, 13],
     }
     ends = decode(b"".join(map(encode, records)))[1]
     cuts = choose(records, ends, [ends[7], ends[7] + 1], "db", 60, random.Random(1))
