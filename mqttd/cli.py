@@ -16,6 +16,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -31,8 +32,21 @@ examples:
   mqttd run -c config/dev.yaml      what the file says
   mqttd check -c config/dev.yaml    only say whether the file is good
   mqttd check --schema              JSON Schema of the file, for editors
+  mqttd db stats mqttd.db           what is in a database
+  mqttd db check mqttd.db           whether it is whole, and nothing in it can't be
+  mqttd db backup mqttd.db COPY     a copy of it, also while the broker runs
 
 exit code: 0 good, 1 the verdict is bad, 2 usage or configuration
+"""
+
+_DB_EXAMPLES: Final = """\
+examples:
+  mqttd db stats /var/lib/mqttd/mqttd.db --top 3
+  mqttd db check /var/lib/mqttd/mqttd.db --json
+  mqttd db backup /var/lib/mqttd/mqttd.db /backup/mqttd-monday.db --force
+
+Each works while a broker runs on FILE, and changes nothing in it.
+exit code: 0 good, 1 the database is damaged or wrong, 2 it or TARGET can't be used
 """
 
 
@@ -69,7 +83,51 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("-c", "--config", metavar="FILE", help="YAML to check")
     what.add_argument("--schema", action="store_true", help="print the JSON Schema instead")
     check.add_argument("--json", action="store_true", help="the verdict as one JSON object")
+    _add_db(commands.add_parser("db", help="look at a database, or back it up", **_db_help()))
     return parser
+
+
+def _db_help() -> dict[str, Any]:
+    return {"epilog": _DB_EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
+
+
+def _add_db(db: argparse.ArgumentParser) -> None:
+    db.description = "Looks at the file that `storage.path` names, or copies it."
+    actions = db.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
+    check = actions.add_parser(
+        "check",
+        help="say whether a database is whole",
+        description="Reads every page, and looks for rows that no broker would write.",
+        **_db_help(),
+    )
+    stats = actions.add_parser(
+        "stats",
+        help="say what is in a database, and how much",
+        description="Counts sessions, messages and bytes, and names the deepest queues.",
+        **_db_help(),
+    )
+    backup = actions.add_parser(
+        "backup",
+        help="copy a database, also while a broker runs on it",
+        description="Copies everything committed so far to TARGET, checked and synced to disk.",
+        **_db_help(),
+    )
+    for action in (check, stats, backup):
+        action.add_argument("file", metavar="FILE", type=Path, help="the database")
+        action.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    backup.add_argument("target", metavar="TARGET", type=Path, help="the file to make")
+    backup.add_argument("--force", action="store_true", help="take the place of a TARGET that is")
+    stats.add_argument(
+        "--top", metavar="N", type=_count, default=10, help="deepest queues to name (default: 10)"
+    )
+    for action in (check, backup):
+        action.add_argument("-q", "--quiet", action="store_true", help="no progress")
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,6 +149,8 @@ def _main(argv: Sequence[str] | None) -> int:
         return _run(args.config, args.loop)
     if args.command == "check":
         return _schema() if args.schema else _check(args.config, as_json=args.json)
+    if args.command == "db":
+        return _db(args)
     parser.print_help(sys.stderr)
     return USAGE
 
@@ -188,6 +248,35 @@ def _schema() -> int:
 
     _print_json(config.json_schema())
     return GOOD
+
+
+def _db(args: argparse.Namespace) -> int:
+    import signal
+
+    from mqttd.store import admin, view
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a draft is taken away
+    try:
+        if args.action == "check":
+            verdict = view.check(args.file, as_json=args.json, quiet=args.quiet)
+            return {"good": GOOD, "bad": BAD}.get(verdict, USAGE)
+        if args.action == "stats":
+            view.stats(args.file, top=args.top, as_json=args.json)
+        else:
+            view.backup(
+                args.file, args.target, force=args.force, as_json=args.json, quiet=args.quiet
+            )
+        return GOOD
+    except admin.Unusable as error:
+        if args.json:
+            view.failed(args.action, args.file, str(error))
+        _complain(str(error))
+        return BAD if isinstance(error, admin.Damaged) else USAGE
+    except KeyboardInterrupt:
+        _complain("stopped")
+        return BAD
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print_json(value: dict[str, Any]) -> None:

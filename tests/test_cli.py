@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 import types
@@ -12,6 +14,8 @@ import pytest
 import mqttd
 from mqttd import cli
 from mqttd.config import Config
+from mqttd.store import schema
+from tests.store.database import ROWS, create, damage, set_version
 
 
 @pytest.fixture
@@ -123,7 +127,11 @@ def test_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     "argv",
-    [["nonesuch"], ["run", "--loop", "trio"], ["check"], ["check", "--schema", "-c", "f"], ["-x"]],
+    [
+        *(["nonesuch"], ["run", "--loop", "trio"], ["check"], ["check", "--schema", "-c", "f"]),
+        *(["-x"], ["db"], ["db", "check"], ["db", "backup", "f"], ["db", "stats", "f", "--force"]),
+        *(["db", "stats", "f", "--top", "-1"], ["db", "stats", "f", "--top", "many"]),
+    ],
 )
 def test_usage(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
@@ -174,3 +182,93 @@ def test_a_reader_that_stops_reading() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return create(tmp_path / "mqttd.db", *ROWS)
+
+
+def test_db_check(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["db", "check", str(database)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{database}: good, ")
+    assert err == ""
+    assert cli.main(["db", "check", "--json", "-q", str(database)]) == 0
+    assert json.loads(capsys.readouterr().out)["schema"] == "mqttd.db.check/1"
+    set_version(database, schema.VERSION + 1)
+    assert cli.main(["db", "check", str(database)]) == 2
+    assert f"{database}: of a newer mqttd" in capsys.readouterr().out
+    damage(database)
+    assert cli.main(["db", "check", str(database)]) == 1
+    assert f"{database}: bad, 1 kind of finding" in capsys.readouterr().out
+
+
+def test_db_stats(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["db", "stats", str(database)]) == 0
+    out, err = capsys.readouterr()
+    assert "$share/g/t/#" in out
+    assert err == ""
+    assert cli.main(["db", "stats", "--json", "--top", "1", str(database)]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == "mqttd.db.stats/1"
+    assert len(document["queues"]) == 1
+
+
+def test_db_backup(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = database.with_name("copy.db")
+    words = ["db", "backup", str(database), str(target)]
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{target}: ")
+    assert err == ""
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"mqttd: {target}: is there already; choose another name, or say --force\n"
+    assert cli.main([*words, "--force", "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["schema"] == "mqttd.db.backup/1"
+    damage(database)
+    assert cli.main([*words, "--force"]) == 1
+    assert "no backup was made" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", ["check", "stats", "backup"])
+def test_db_without_a_database(
+    action: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "none.db")
+    words = ["db", action, file, *(["copy.db"] if action == "backup" else [])]
+    text = f"{file}: can't be read (No such file or directory)"
+    assert cli.main(words) == 2
+    assert capsys.readouterr() == ("", f"mqttd: {text}\n")
+    assert cli.main([*words, "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"schema": f"mqttd.db.{action}/1", "file": file, "error": text}
+    assert err == f"mqttd: {text}\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_db_that_is_stopped(
+    number: signal.Signals,
+    database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By hand or by a service manager: what was begun is taken away."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("mqttd.store.backup._sync", lambda _: os.kill(os.getpid(), number))
+    assert cli.main(["db", "backup", str(database), str(database.with_name("copy.db"))]) == 1
+    assert capsys.readouterr() == ("", "mqttd: stopped\n")
+    assert [each.name for each in database.parent.iterdir()] == ["mqttd.db"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("action", ["check", "stats", "backup"])
+def test_db_help(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["db", action, "--help"])
+    assert exit_.value.code == 0
+    out = capsys.readouterr().out
+    assert f"mqttd db {action} /var/lib/mqttd/mqttd.db" in out
+    assert "exit code: 0 good, 1 the database is damaged or wrong, 2" in out

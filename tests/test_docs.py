@@ -174,7 +174,7 @@ def test_commands_exist(page: Path) -> None:
             assert set(told) <= targets, words
             words = " ".join(words).replace("=", " ").split()
         elif program == "mqttd":
-            check_options(words, option_names(cli._parser()), "run", "check")
+            check_options(words, option_names(cli._parser()), "run", "check", "db")
         elif program == "device_sim":
             check_options(words, set(), "flood")
         for word in words:

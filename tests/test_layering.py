@@ -35,7 +35,10 @@ ALONE = {
     "mqttd.log": ("mqttd.core.spec",),
     "mqttd.metrics": ("mqttd.core.spec", "mqttd.core.counters"),
     "mqttd.api": ("mqttd.core",),
-    "mqttd.cli": ("mqttd", "mqttd.app", "mqttd.config", "mqttd.log", "mqttd.net.loops"),
+    "mqttd.cli": (
+        *("mqttd", "mqttd.app", "mqttd.config", "mqttd.log", "mqttd.net.loops"),
+        *("mqttd.store.admin", "mqttd.store.view"),
+    ),
     "mqttd.__main__": ("mqttd.cli",),
 }
 TOP = ("mqttd", "mqttd.app")
