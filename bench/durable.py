@@ -61,6 +61,7 @@ class Row:
     runs: list[Run]
     figures: Figures
     ratio: float | None = None  # its messages a second to the first variant's, inside rounds
+    cpu_ratio: float | None = None  # the first variant's CPU time a message to its own
     faults: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -87,16 +88,22 @@ class Row:
         return "; ".join(notes)
 
 
-def summarise(runs: list[Run], key: str) -> list[Row]:
-    """Rows in the order of their first runs; `key` is the figure that ratios are about."""
+def _ratio(runs: list[Run], bases: list[Run], key: str) -> float | None:
+    """The median over rounds of a figure of `runs`, divided by that of `bases`."""
+    base = {run.round: run.figures[key] for run in bases if run.figures.get(key)}
+    ratios = [
+        run.figures[key] / base[run.round]
+        for run in runs
+        if run.round in base and run.figures.get(key)
+    ]
+    return median(ratios) if ratios else None
+
+
+def summarise(runs: list[Run], rate: str, cost: str) -> list[Row]:
+    """Rows in the order of their first runs; `rate` and `cost` are what is compared."""
     grouped: dict[tuple[str, int, str], list[Run]] = {}
     for run in runs:
         grouped.setdefault((run.cores, run.in_flight, run.peer), []).append(run)
-    bases: dict[tuple[str, int, int], float] = {}
-    baseline = runs[0].peer if runs else ""
-    for run in runs:
-        if run.peer == baseline and run.figures.get(key):
-            bases[run.cores, run.in_flight, run.round] = run.figures[key]
     rows = []
     for of_row in grouped.values():
         good = [run for run in of_row if not run.error]
@@ -105,13 +112,9 @@ def summarise(runs: list[Run], key: str) -> list[Row]:
             of_row,
             {name: median(run.figures.get(name, 0.0) for run in good) for name in names},
         )
-        ratios = [
-            run.figures[key] / bases[place]
-            for run in good
-            if (place := (run.cores, run.in_flight, run.round)) in bases and key in run.figures
-        ]
-        if ratios:
-            row.ratio = median(ratios)
+        bases = grouped[of_row[0].cores, of_row[0].in_flight, runs[0].peer]
+        row.ratio = _ratio(good, bases, rate)
+        row.cpu_ratio = _ratio(bases, good, cost)
         for name in FAULTS:
             total = int(sum(run.figures.get(name, 0.0) for run in good))
             if total:
@@ -285,6 +288,10 @@ def columns(command: str) -> list[Column]:
         ("notes", lambda row: row.notes()),
     ]
     ratio: Column = ("ratio", lambda row: "-" if row.ratio is None else f"{row.ratio:.2f}")
+    cpu_ratio: Column = (
+        "CPU ratio",
+        lambda row: "-" if row.cpu_ratio is None else f"{row.cpu_ratio:.2f}",
+    )
     if command in ("offline", "online"):
         return [
             *head,
@@ -294,6 +301,7 @@ def columns(command: str) -> list[Column]:
             ("p99 ms", _number("p99_us", 1e3)),
             ("max ms", _number("max_us", 1e3)),
             ("CPU µs/msg", _number("cpu_us", 1, 2)),
+            cpu_ratio,
             ("loop µs/msg", _number("main_us", 1, 2)),
             ("busy %", _percent("broker_busy")),
             ("syncs/s", _number("syncs_s", 1, 0)),
@@ -315,6 +323,7 @@ def columns(command: str) -> list[Column]:
         ("k drained/s", _number("drain_s", 1e3)),
         ratio,
         ("CPU µs/msg", _number("drain_us", 1, 2)),
+        cpu_ratio,
         ("first ms", _number("first_ms", 1, 1)),
         ("RSS MiB: empty", _number("empty_rss", MIB, 0)),
         ("full", _number("full_rss", MIB, 0)),
@@ -446,6 +455,7 @@ def as_json(rows: list[Row], runs: list[Run], about: dict[str, Any]) -> dict[str
             "in_flight": row.runs[0].in_flight,
             "figures": row.figures,
             "ratio": row.ratio,
+            "cpu_ratio": row.cpu_ratio,
             "faults": row.faults,
             "aim": aim(about["command"], row),
             "notes": row.notes(),
@@ -470,8 +480,8 @@ def main(arguments: list[str] | None = None) -> int:
     total = options.rounds * len(options.cores) * len(options.in_flight) * len(bench.peers)
     with macro.progress_bar(total) as progress:
         runs = bench.collect(progress)
-    key = "msgs_s" if options.command in ("offline", "online") else "drain_s"
-    rows = summarise(runs, key)
+    queues = options.command in ("drain", "restart")
+    rows = summarise(runs, *(("drain_s", "drain_us") if queues else ("msgs_s", "cpu_us")))
     print(", ".join(f"{peer.name} {peer.version}" for peer in bench.peers))
     print(table(options.command, rows))
     if options.json:

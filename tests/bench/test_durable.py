@@ -64,6 +64,27 @@ def test_queues_survive_a_restart_and_are_emptied(
     assert row["faults"] == {}
 
 
+def test_ratios_are_taken_inside_rounds() -> None:
+    def one(peer: str, number: int, rate: float, cost: float) -> durable.Run:
+        return durable.Run(peer, "one", 10, number, {"msgs_s": rate, "cpu_us": cost})
+
+    runs = [
+        one("mqttd-memory", 0, 100.0, 1.0),
+        one("mqttd-full", 0, 50.0, 4.0),
+        one("mqttd-memory", 1, 10.0, 2.0),
+        one("mqttd-full", 1, 9.0, 4.0),
+        one("mqttd-memory", 2, 100.0, 1.0),
+        durable.Run("mqttd-full", "one", 10, 2, error="did not start"),
+    ]
+    runs[3].figures["lost"] = 2.0
+    memory, full = durable.summarise(runs, "msgs_s", "cpu_us")
+    assert (memory.ratio, memory.cpu_ratio, memory.notes()) == (1.0, 1.0, "")
+    assert full.ratio == pytest.approx(0.7)
+    assert full.cpu_ratio == pytest.approx(0.375)
+    assert full.notes() == "1 runs failed: did not start; BAD: 2 lost"
+    assert "did not start" in durable.table("online", [memory, full])
+
+
 @pytest.mark.parametrize(
     "arguments", [["offline", "--in-flight", "0"], ["offline", "--cores", "all"], []]
 )
