@@ -142,6 +142,7 @@ class Aftermath:
             try:
                 await self.broker.start()
             except AssertionError as error:
+                await self.broker.ended()
                 self.found["refused"].append(str(error))
                 return self.found
             try:
