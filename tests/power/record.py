@@ -232,6 +232,7 @@ class Recording:
         self.traffic = traffic  # seconds of each life, on average
         self.full_log = full_log  # one life goes on until the database's log begins again
         self.wrong: list[str] = []
+        self.lives: list[int] = []  # the length of the log at the end of each
         self.broker = Recorded(directory, durability)
         parts = [
             (self.broker, random.Random(self.chance.random()), self.wrong)
@@ -290,6 +291,7 @@ class Recording:
             self.chance.shuffle(ends)
             for end in ends:
                 await self._some_time(tasks)
+                self.lives.append(self.broker.logged())
                 await end()
                 await self.broker.start()
             await self._some_time(tasks)
