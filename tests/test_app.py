@@ -69,6 +69,7 @@ class Process:
 
 Start = Callable[[str], Process]
 TCP = "listeners: [{name: tcp, bind: '127.0.0.1:0'}]\n"
+MEMORY = {"path": ":memory:"}
 
 
 @pytest.fixture
@@ -263,7 +264,7 @@ async def test_a_stop_while_it_starts() -> None:
 
 
 async def test_a_second_start_listens_once() -> None:
-    app = App(parse_config({"listeners": [loopback()]}))
+    app = App(parse_config({"listeners": [loopback()], "storage": MEMORY}))
     for _ in range(2):
         await app.start()
         assert len(app.listeners) == 1
@@ -335,7 +336,7 @@ def test_a_reload_claims_no_success_after_an_error(
                 raise ListenError(f"no key {self.number}")
 
     reloaded: list[int] = []
-    app = App(parse_config({"listeners": [loopback()]}))
+    app = App(parse_config({"listeners": [loopback()], "storage": MEMORY}))
     app.listeners = [Reloading(0), Reloading(1)]  # type: ignore[list-item]
     with caplog.at_level(logging.INFO, "mqttd"):
         app._reload()

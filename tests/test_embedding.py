@@ -54,7 +54,7 @@ async def test_a_configuration_that_is_wrong_says_what() -> None:
 async def test_a_configuration_tree() -> None:
     from mqttd.config import parse_config
 
-    async with mqttd.Broker(parse_config(TWO)) as broker:
+    async with mqttd.Broker(parse_config({**TWO, "storage": {"path": ":memory:"}})) as broker:
         assert broker.port("w") not in (0, broker.port("t"))
 
 

@@ -157,8 +157,8 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def running(config: dict[str, object], store: Store | None = None) -> AsyncIterator[App]:
-    """The composition root, from start to stop."""
-    app = App(parse_config(config), store)
+    """The composition root, from start to stop; without `storage` or a store it keeps nothing."""
+    app = App(parse_config({"storage": {"path": ":memory:"}, **config}), store)
     await app.start()
     try:
         yield app
