@@ -37,6 +37,8 @@ class Actor:
         self.promised = False  # SUBACK came: the session has to be there
         self.ending = False
         self.stays = False  # comes and goes no longer
+        self.start = 0  # the life of the broker that the connection is with
+        self.clean = False  # the next connection wants no session that was
         self.ready = asyncio.Event()
         self._last_id = 0
 
@@ -46,14 +48,22 @@ class Actor:
 
     async def run(self) -> None:
         while not self.ending:
+            self.before()
             await self.broker.up.wait()
+            clean = self.clean
+            self.start = self.broker.starts
             try:
-                wire, present = await Wire.connect(self.broker.port, self.name)
+                wire, present = await Wire.connect(self.broker.port, self.name, clean)
             except Gone:
                 await asyncio.sleep(0.01)
                 continue
             try:
-                if self.promised and not present:
+                self.clean = False
+                if clean:
+                    self.promised = False
+                    if present:
+                        self.wrong.append(f"{self.name}: a clean start found a session")
+                elif self.promised and not present:
                     self.wrong.append(f"{self.name}: the session has gone")
                 if not self.promised:
                     await self.subscribe(wire)
@@ -62,6 +72,9 @@ class Actor:
                 pass
             finally:
                 wire.close()
+
+    def before(self) -> None:
+        """The next connection is about to be made."""
 
     async def subscribe(self, wire: Wire) -> None:
         wire.send(Subscribe(self.next_id(), self.filters))
@@ -130,12 +143,14 @@ class Publisher(Actor):
             return
         qos = self.chance.randrange(3)
         self.sent[qos] += 1
-        payload = b"%d" % self.sent[qos]
-        publish = Publish(self.topic(qos), payload, qos)
+        publish = self.message(qos, self.sent[qos])
         if qos:
             publish.packet_id = self._free_id()
             self.open[publish.packet_id] = publish
         wire.send(publish)
+
+    def message(self, qos: int, number: int) -> Publish:
+        return Publish(self.topic(qos), b"%d" % number, qos)
 
     def _free_id(self) -> int:
         while True:
@@ -253,16 +268,19 @@ class Subscriber(Actor):
                 if packet.packet_id not in self._open:
                     self._open.add(packet.packet_id)
                     self._hand(packet)
-                wire.send(Pubrec(packet.packet_id))
+                self.answer(wire, Pubrec(packet.packet_id))
                 return
             self._hand(packet)
             if packet.qos == 1:
-                wire.send(Puback(packet.packet_id))
+                self.answer(wire, Puback(packet.packet_id))
         elif isinstance(packet, Pubrel):
             self._open.discard(packet.packet_id)
-            wire.send(Pubcomp(packet.packet_id))
+            self.answer(wire, Pubcomp(packet.packet_id))
         else:
             super().on_packet(wire, packet)
+
+    def answer(self, wire: Wire, packet: Puback | Pubrec | Pubcomp) -> None:
+        wire.send(packet)
 
     def _hand(self, packet: Publish) -> None:
         self.handed.setdefault(packet.topic, []).append(int(packet.payload))

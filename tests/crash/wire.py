@@ -13,12 +13,16 @@ from urllib.parse import urlsplit
 from mqttd.core import encode
 from mqttd.core.decode import decode_packet
 from mqttd.core.framer import Framer
-from mqttd.core.packets import Connack, Connect, Record
+from mqttd.core.packets import Connack, Connect, Record, Will
 from mqttd.core.properties import Properties
 
 P = TypeVar("P")
 PATIENCE = 60.0
 """Seconds after which a run gives up on the broker; a loaded machine takes a good part of it."""
+
+RECEIVE_MAXIMUM = 20
+"""Of every client here."""
+ROOT = Path(__file__).parents[2]
 
 
 class Gone(Exception):
@@ -35,7 +39,12 @@ class Wire:
 
     @classmethod
     async def connect(
-        cls, port: int, client_id: str, clean: bool = False, expiry: int = 3600
+        cls,
+        port: int,
+        client_id: str,
+        clean: bool = False,
+        expiry: int = 3600,
+        will: Will | None = None,
     ) -> tuple["Wire", bool]:
         """A connection whose CONNECT was accepted, and Session Present."""
         try:
@@ -44,8 +53,8 @@ class Wire:
             raise Gone from error
         properties = Properties()
         properties.session_expiry_interval = expiry
-        properties.receive_maximum = 20
-        wire.send(Connect("MQTT", 5, clean, 0, client_id, None, None, None, properties))
+        properties.receive_maximum = RECEIVE_MAXIMUM
+        wire.send(Connect("MQTT", 5, clean, 0, client_id, will, None, None, properties))
         try:
             answer = await wire.receive()
         except Gone:
@@ -77,9 +86,10 @@ class Wire:
 
 
 class Process:
-    """`mqttd run` on one database, as often as it takes."""
+    """`mqttd run` on one database, as often as it takes; or the same as `tests.crash.points`."""
 
-    def __init__(self, directory: Path, durability: str) -> None:
+    def __init__(self, directory: Path, durability: str, module: str = "mqttd") -> None:
+        self.module = module
         self.database = directory / "mqttd.db"
         self.log = directory / "mqttd.log"
         self.port = 0
@@ -99,12 +109,22 @@ class Process:
         )
 
     async def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        if not await self.begin():
+            raise AssertionError(f"mqttd didn't start: {self.log.read_text()}")
+
+    async def begin(self, more: dict[str, str] | None = None) -> bool:
+        """Start it with `more` in its environment; False if it ended before it was ready."""
+        environment = {**os.environ, **(more or {})}
+        # Behind whatever build of mqttd the suite runs on: what is in `tests`.
+        places = [environment.get("PYTHONPATH", ""), str(ROOT)]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "mqttd", "run", "-c", str(self._config)),
+                *(sys.executable, "-m", self.module, "run", "-c", str(self._config)),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                env=dict(os.environ),
+                env=environment,
             )
         assert self._process.stdout is not None
         async with asyncio.timeout(PATIENCE):
@@ -115,8 +135,17 @@ class Process:
                 elif words == ["ready"]:
                     self.starts += 1
                     self.up.set()
-                    return
-        raise AssertionError(f"mqttd didn't start: {self.log.read_text()}")
+                    return True
+            await self._process.wait()
+        return False
+
+    async def ended(self) -> int:
+        """Wait for its end, whatever that comes from; the exit status."""
+        assert self._process is not None
+        async with asyncio.timeout(PATIENCE):
+            status = await self._process.wait()
+        self.up.clear()
+        return status
 
     async def kill(self) -> None:
         """SIGKILL; the broker must have been alive until now."""
