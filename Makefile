@@ -1,5 +1,5 @@
 # Two commands matter: `make run` and `make test`. Both start from a fresh clone, need no root and
-# leave everything in .venv/ and build/.
+# leave everything in .venv/ and build/; what the broker keeps is in data/.
 
 PYTHON ?= python3
 JOBS ?= logical

@@ -48,14 +48,19 @@ class Broker:
     def __init__(self, config: Config | Mapping[str, object] | None = None) -> None:
         """`config` is the tree of the configuration file; without one, a free port on loopback.
 
-        ConfigError (a ValueError) if the tree is wrong.
+        A tree without `storage` keeps nothing beyond this broker: no file appears unasked in
+        somebody's working directory. ConfigError (a ValueError) if the tree is wrong.
         """
         from mqttd.app import App
-        from mqttd.config import Config, parse_config
+        from mqttd.config import Config, StorageConfig, parse_config
 
         if config is None:
             config = {"listeners": [{"name": "tcp", "bind": "127.0.0.1:0"}]}
-        self.config = config if isinstance(config, Config) else parse_config(config)
+        if not isinstance(config, Config):
+            config = parse_config(config)
+        if "storage" not in config.model_fields_set:
+            config = config.model_copy(update={"storage": StorageConfig(path=":memory:")})
+        self.config: Config = config
         self._app: App = App(self.config)
 
     async def __aenter__(self) -> Broker:
@@ -77,6 +82,11 @@ class Broker:
     async def stop(self, grace: float = 0.05) -> None:
         """Tell the clients, wait up to `grace` seconds until they have closed, and end."""
         await self._app.stop(grace)
+
+    @property
+    def failed(self) -> bool:
+        """The store broke: nothing is acknowledged any more, and the log says why."""
+        return self._app.failed
 
     def port(self, name: str) -> int:
         """The real TCP port of a listener; 0 for a Unix socket. KeyError if there is none."""

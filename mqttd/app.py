@@ -22,9 +22,10 @@ import signal
 import sys
 from typing import Final
 
-from mqttd import log
+from mqttd import __version__, log
 from mqttd.config import Config, ListenerConfig, StorageConfig
 from mqttd.core.broker import Broker
+from mqttd.core.message import Message
 from mqttd.core.router import Event
 from mqttd.net.flow import Flow
 from mqttd.net.listener import Endpoint, Listener, ListenError
@@ -57,7 +58,7 @@ class App:
         self._committer: Committer | None = None
         self._stopping: asyncio.Event | None = None
         self._started = False  # or at least begun to
-        self._failed = False
+        self.failed = False  # the store broke: no promise can be kept
 
     @property
     def broker(self) -> Broker:
@@ -69,7 +70,7 @@ class App:
     async def start(self) -> None:
         """Load, then listen. StoreError or ListenError where that isn't possible."""
         self._started = True
-        self._failed = False
+        self.failed = False
         try:
             await self._start()
         except BaseException:
@@ -84,6 +85,7 @@ class App:
         await store.load(broker)
         if not self._started:
             raise StoreError("stopped before everything was loaded")
+        self._announce(broker)
         commit = self._kick if store.durable else None
         flow = Flow(broker, asyncio.get_running_loop(), _log_events, commit)
         self._flow = flow
@@ -98,6 +100,16 @@ class App:
             if not self._started:
                 await listener.stop()
                 raise StoreError("stopped before everything was listening")
+
+    def _announce(self, broker: Broker) -> None:
+        """Retained, and never stored: what this broker is, for whoever asks under $SYS."""
+        storage = self.config.storage
+        durability = storage.durability if self.store.durable else "none"
+        for name, value in (("version", f"mqttd {__version__}"), ("durability", durability)):
+            topic = f"$SYS/broker/{name}"
+            key = topic.encode()
+            message = Message(topic, key, value.encode(), 0, True, b"", 0.0, "")
+            broker.retained.set(topic, message)
 
     async def stop(self, grace: float = DRAIN_GRACE) -> None:
         """Stop accepting, say goodbye to every client, settle, close."""
@@ -153,7 +165,7 @@ class App:
         finally:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
-        return 1 if self._failed else 0
+        return 1 if self.failed else 0
 
     def _kick(self) -> None:
         if self._committer is not None:
@@ -161,7 +173,7 @@ class App:
 
     def _fail(self) -> None:
         """The store is broken: no promise can be kept from here on."""
-        self._failed = True
+        self.failed = True
         if self._stopping is not None:
             self._stopping.set()
 
@@ -251,6 +263,5 @@ def _tune_garbage_collection() -> None:
     collection of a million retained messages would stop the broker for most of a second, so the
     oldest generation is never collected by itself, and what start-up made is not even looked at.
     """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 1_000_000)
+    gc.freeze()  # without a collection, which would take seconds after a large start
+    gc.set_threshold(100_000, 20, 1_000_000)

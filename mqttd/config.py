@@ -290,7 +290,7 @@ class StorageConfig(_Node):
     """Where sessions, queues and retained messages live."""
 
     path: Annotated[str, BeforeValidator(_parse_storage), WithJsonSchema({"type": "string"})] = (
-        ":memory:"
+        "data/mqttd.db"
     )
     """A file that the broker makes and keeps them in; :memory: keeps them until it stops."""
     durability: Literal["full", "os", "none"] = "full"

@@ -108,7 +108,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue
         if place[0] not in LOOP_FREE:
             item.add_marker(pytest.mark.loop)
-        if place[0] in LIVE or place[0] not in LOOP_FREE:
+        live = place[0] in LIVE or place[0] not in LOOP_FREE
+        if live and "_is_lost" not in item.name:  # what was lost once was lost
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 

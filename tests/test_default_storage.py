@@ -134,13 +134,14 @@ async def test_an_embedded_broker_makes_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_configuration_that_was_read_is_taken_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("storage", [{}, {"storage": {"durability": "os"}}])
+async def test_a_configuration_that_was_read_counts_by_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: dict[str, object]
 ) -> None:
-    """A `Config` says where, as for `mqttd run`: only a bare tree leaves it out."""
+    """Without `storage` it keeps nothing, like a bare tree; with it, where `run` keeps it."""
     monkeypatch.chdir(tmp_path)
-    async with mqttd.Broker(parse_config({"listeners": [loopback()]})):
-        assert (tmp_path / "data" / "mqttd.db").exists()
+    async with mqttd.Broker(parse_config({"listeners": [loopback()], **storage})):
+        assert (tmp_path / "data" / "mqttd.db").exists() is bool(storage)
 
 
 async def test_an_embedded_broker_keeps_what_it_is_told_to(tmp_path: Path) -> None:

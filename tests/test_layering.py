@@ -21,7 +21,7 @@ CORE_LAYERS = (
     ("packets", "properties", "decode", "encode", "framer"),
     ("topics", "trie", "retained", "message"),
     (
-        *("inflight", "journal", "session", "outbound", "shared"),
+        *("inflight", "queue", "journal", "session", "outbound", "shared"),
         *("auth", "handshake", "router", "connection"),
     ),
     ("broker", "restore"),
@@ -44,7 +44,7 @@ ALONE = {
 TOP = ("mqttd", "mqttd.app")
 CODEC = tuple(f"mqttd.core.{name}" for name in ("spec", "errors", "wire", *CORE_LAYERS[1]))
 # Without a clock, a socket or chance the core can't be anything but a function of its input.
-CORE_MAY_USE = {"typing", "collections", "heapq", "math", "struct", "mypy_extensions"}
+CORE_MAY_USE = {"typing", "array", "collections", "heapq", "math", "struct", "mypy_extensions"}
 
 
 def sources(*trees: str) -> list[Path]:
@@ -173,5 +173,7 @@ def test_every_file(path: Path) -> None:
 
 def test_nothing_is_built_into_the_source_tree() -> None:
     suffixes = (".so", ".pyd", ".o", ".c")
+    written = {ROOT / "tests/power/shim.c", ROOT / "bench/counter.c"}
     found = [path for tree in TREES for path in (ROOT / tree).rglob("*") if path.suffix in suffixes]
+    found = [path for path in found if path not in written]
     assert not [path for path in found if "node_modules" not in path.parts]

@@ -12,21 +12,33 @@ expires); a deadline in the heap that no longer fits its session is ignored; not
 over all sessions but `drain` and `balance`.
 """
 
+from array import array
 from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
+from mqttd.core import counters as count
 from mqttd.core import journal, spec
 from mqttd.core.connection import Connection
 from mqttd.core.errors import ProtocolError
 from mqttd.core.handshake import is_reserved, wanted_expiry
+from mqttd.core.inflight import Delivery
 from mqttd.core.journal import Batch
 from mqttd.core.message import Message
 from mqttd.core.outbound import Outbound
 from mqttd.core.packets import Connect, Filter, Will
+from mqttd.core.queue import PAGE
 from mqttd.core.router import ListenerInfo, Router
-from mqttd.core.session import Link, Replay, Session
+from mqttd.core.session import Link, PageRequest, Replay, Session
 from mqttd.core.settings import NEVER, Settings
-from mqttd.core.shared import dissolve, distribute, give_back, pull
+from mqttd.core.shared import (
+    dissolve,
+    distribute,
+    give_back,
+    is_durable,
+    pull,
+    queue_emptied,
+    queue_of,
+)
 from mqttd.core.topics import split_shared, validate_topic_filter
 from mqttd.core.trie import Matched, Subscription, Target
 
@@ -147,9 +159,75 @@ class Broker(Router):
             for topic in self.retained.sweep(now, _SWEEP_STEPS):
                 self.journal.record(journal.RETAINED_DROP, "", topic)
 
-    def take_batch(self) -> Batch | None:
-        """The durable operations gathered since the last call, for one transaction."""
-        return self.journal.take()
+    def take_batch(self, may_wait: bool = False) -> Batch | None:
+        """Durable operations for one transaction; all there are unless the rest `may_wait`."""
+        return self.journal.take(may_wait)
+
+    def take_requests(self) -> list[PageRequest]:
+        """The pages that queues want, as far as they are durable. The rest has to wait."""
+        taken: list[PageRequest] = []
+        waiting: list[PageRequest] = []
+        for request in self.context.requests:
+            queue = request.queue
+            if queue.closed:
+                continue
+            request.serials = queue.begin_page(PAGE, self.journal.durable)
+            if request.serials:
+                taken.append(request)
+            elif queue.tail:
+                waiting.append(request)
+            else:  # all of it expired meanwhile
+                queue.wanting = False
+                session = request.session
+                group = request.group
+                if session is not None and not queue.head:
+                    session.queue_emptied()
+                elif group is not None and not queue.head:
+                    queue_emptied(group, self.context)
+        self.context.requests = waiting
+        return taken
+
+    def paged(self, request: PageRequest, page: list[Delivery], now: float) -> None:
+        """A page that was requested: in order, and perhaps cut short."""
+        queue = request.queue
+        session = request.session
+        group = request.group
+        counters = self.counters
+        if queue.closed:
+            self.journal.abandon([array("q", request.serials)])
+            return
+        missing = queue.end_page(page, request.serials)
+        if missing:
+            # Rows that were there are not: a bug, or somebody else's hand in the file.
+            counters.bugs += 1
+            counters.drop(count.DROP_LOST, missing)
+            self.note("bug", "" if session is None else session.client_id, "", "a queue lost rows")
+        if queue.tail == 0:
+            self.context.tails.pop(queue.number, None)
+        else:  # cut short, and perhaps there was none left meanwhile
+            self.context.tails[queue.number] = queue
+        try:
+            if session is not None:
+                session.pump(now)
+            elif group is not None:
+                pull(group, now, self.context)
+        except Exception:  # as after a commit
+            self._contain(None if session is None else session.link, now)
+
+    def expired(self, found: list[tuple[int, int]]) -> None:
+        """The store came across messages that expired: owner and serial of each delivery."""
+        of_owner: dict[int, set[int]] = {}
+        for number, serial in found:
+            of_owner.setdefault(number, set()).add(serial)
+        for number, gone in of_owner.items():
+            queue = self.context.tails.get(number)
+            if queue is None:
+                continue  # what isn't in a tail is seen to when its turn comes
+            for serial in queue.remove(gone):
+                self.counters.drop(count.DROP_EXPIRED)
+                self.journal.record(journal.DELIVERY_FORGET, "", "", serial)
+            if queue.tail == 0:
+                del self.context.tails[number]
 
     def committed(self, seq: int, now: float) -> None:
         """Batches up to `seq` are durable: release what waited for them."""
@@ -174,6 +252,27 @@ class Broker(Router):
         for group in groups:
             pull(group, now, context)
 
+    def refuse(self, code: int, now: float) -> None:
+        """The store takes nothing for the time being, or never again.
+
+        What would have to be stored is refused with `code` from here on. MQTT 5 publishers at QoS 1
+        who wait for the batch that failed are told; it may be delivered nevertheless, as any
+        message whose acknowledgement was lost.
+        """
+        if self.journal.refusing:
+            return
+        self.journal.refusing = code
+        for connection in list(self.context.holding):
+            assert isinstance(connection, Connection)
+            try:
+                connection.refuse_held()
+            except Exception:  # as after a commit
+                self._contain(connection, now)
+
+    def accept(self) -> None:
+        """The store takes what comes again."""
+        self.journal.refusing = 0
+
     def _contain(self, link: Link | None, now: float) -> None:
         """An exception on behalf of one connection ends that connection and no other."""
         if link is None:
@@ -190,6 +289,17 @@ class Broker(Router):
             assert isinstance(connection, Connection)
             connection.close(spec.SERVER_SHUTTING_DOWN, "server shutting down", now)
 
+    def storable(self, message: Message, matched: Matched) -> bool:
+        """Whether somebody's copy of the message, or the retained one, would have to be stored."""
+        if message.retain:
+            return True
+        for target in matched.targets:
+            session = target.subscriber
+            assert isinstance(session, Session)
+            if session.durable and (target.qos > 0 or self.settings.queue_qos0):
+                return True
+        return any([is_durable(group) for group in matched.groups])  # noqa: C419  mypyc: no generators
+
     def publish(self, message: Message, now: float, origin: Session | None = None) -> int:
         """Publish on behalf of the broker, or of a session (a will); returns who matched."""
         if message.retain:
@@ -200,17 +310,14 @@ class Broker(Router):
         """(queued, in flight) over all sessions and shared groups, for the balance of counters."""
         queued = 0
         inflight = 0
-        groups: dict[object, int] = {}
         for session in self.sessions.values():
             inflight += len(session.window.deliveries)
-            if session.queue:
+            if session.queue is not None:
                 queued += len(session.queue)
-            if session.grouped is not None:
-                for group in session.grouped:
-                    if group.queue:
-                        groups[group] = len(group.queue)
-        for size in groups.values():
-            queued += size
+        for group in self.context.queued_groups:
+            queue = queue_of(group)
+            if queue is not None:
+                queued += len(queue)
         return queued, inflight
 
     # What a connection calls (see Router).
@@ -245,6 +352,9 @@ class Broker(Router):
             # Taking over may have ended it: a session without expiry ends with its connection.
             session = self.sessions.get(client_id)
         dropped = 0
+        expiry = wanted_expiry(connect, self.settings)
+        if self.journal.refusing and expiry and (session is None or connect.clean_start):
+            raise ProtocolError(self.journal.refusing, "", "the store takes no other session")
         if session is not None and connect.clean_start:
             # [MQTT-3.1.2-4] [MQTT-3.1.4-4]
             dropped = self._end_session(session, now)
@@ -260,7 +370,7 @@ class Broker(Router):
         had_will = session.will is not None
         session.will_at = 0.0  # [MQTT-3.1.3-9] back in time: the delayed will is not published
         session.will = connect.will  # [MQTT-3.1.2-7]
-        session.expiry_interval = wanted_expiry(connect, self.settings)
+        session.expiry_interval = expiry
         was_durable = session.durable
         session.durable = session.expiry_interval > 0
         if session.durable or was_durable:
@@ -272,7 +382,8 @@ class Broker(Router):
                 # Session Present 1 promises that the session is there after a crash as well, and
                 # that neither its old deadline nor its old will comes true by one.
                 session.barrier = max(session.barrier, session.row_barrier)
-                if session.expires_at or had_will:
+                # With a full disk it waits for neither: what is queued for it can still leave.
+                if (session.expires_at or had_will) and not self.journal.refusing:
                     session.barrier = barrier
             if not session.row_barrier:
                 session.row_barrier = barrier
@@ -441,6 +552,8 @@ class Broker(Router):
             validate_topic_filter(inner, self.settings.max_topic_levels)
         except ProtocolError as error:
             return error.code
+        if session.durable and self.journal.refusing:
+            return self.journal.refusing
         known = session.subscriptions.get(topic_filter)
         if known is None and len(session.subscriptions) >= self.settings.max_subscriptions:
             return spec.QUOTA_EXCEEDED
@@ -462,7 +575,7 @@ class Broker(Router):
             if session.grouped is None:
                 session.grouped = {}
             session.grouped[group] = None
-            if group.queue:
+            if group.queue is not None:
                 self.context.groups[group] = None
         elif self.retained.count and (
             # [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11] [MQTT-3.8.4-4]

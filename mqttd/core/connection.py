@@ -282,7 +282,8 @@ class Connection(Handshake):
             elif reserved:
                 self.counters.publish_refused += 1
             else:
-                if message.retain:  # [MQTT-3.3.1-8]
+                # [MQTT-3.3.1-8] At QoS 0 a broker need not retain: with a full disk it doesn't.
+                if message.retain and not self.journal.refusing:
                     router.retain(message)
                 router.route(message, matched, session, now)
         elif reserved:
@@ -304,8 +305,12 @@ class Connection(Handshake):
         if self.inbound_open >= self._receive_maximum:
             self._overrun()
         if reserved:
-            self._deny(packet_id, False)
+            self._deny(packet_id, False, spec.NOT_AUTHORIZED)
             return
+        if self.journal.refusing and self.router.storable(message, matched):
+            if self.version >= 5:
+                self._deny(packet_id, False, self.journal.refusing)
+            return  # MQTT 3 has no word for it: without an acknowledgement the client keeps it
         barrier = self.router.retain(message) if message.retain else 0  # [MQTT-3.3.1-8]
         # [MQTT-4.3.2-5] an identifier is never compared with that of another PUBLISH.
         found = self.router.route(message, matched, session, now)
@@ -345,7 +350,11 @@ class Connection(Handshake):
         if self.inbound_open >= self._receive_maximum:
             self._overrun()
         if reserved:
-            self._deny(packet_id, True)
+            self._deny(packet_id, True, spec.NOT_AUTHORIZED)
+            return
+        if self.journal.refusing and (session.durable or self.router.storable(message, matched)):
+            if self.version >= 5:
+                self._deny(packet_id, True, self.journal.refusing)
             return
         session.inbound[packet_id] = self.serial
         self.inbound_open += 1
@@ -404,10 +413,10 @@ class Connection(Handshake):
             spec.RECEIVE_MAXIMUM_EXCEEDED, "MQTT-3.3.4-7", "more QoS > 0 in flight than allowed"
         )
 
-    def _deny(self, packet_id: int, qos2: bool) -> None:
-        """A topic the client may not write: an error for MQTT 5, silence before."""
+    def _deny(self, packet_id: int, qos2: bool, code: int) -> None:
+        """A message that isn't taken: an error for MQTT 5, silence before."""
         self.counters.publish_refused += 1
-        reason = spec.NOT_AUTHORIZED if self.version >= 5 else spec.SUCCESS
+        reason = code if self.version >= 5 else spec.SUCCESS
         # [MQTT-3.4.2-2] [MQTT-3.4.2-3] [MQTT-3.5.2-2] [MQTT-3.5.2-3] [MQTT-3.1.2-29] no properties.
         if qos2:
             # [MQTT-4.3.3-9] the identifier is not kept; MQTT 3 goes on to PUBREL and PUBCOMP.

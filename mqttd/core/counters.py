@@ -19,6 +19,7 @@ DROP_EXPIRED: Final = "expired"
 DROP_TOO_LARGE: Final = "packet_too_large"  # larger than the receiver's Maximum Packet Size
 DROP_SESSION_ENDED: Final = "session_ended"
 DROP_REFUSED: Final = "refused_by_receiver"  # PUBACK or PUBREC with 0x80 or above
+DROP_LOST: Final = "lost_by_store"  # the store no longer has what it was left
 DROP_NO_MEMBER: Final = "no_shared_member"  # QoS 0, and no member of the group could take it
 
 

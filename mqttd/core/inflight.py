@@ -43,8 +43,11 @@ class Delivery:
         self.sent: bool = False  # on some connection already: the next sending is a DUP
         self.barrier: int = 0  # not to be sent before this journal batch is durable
         self.journalled: bool = False  # the journal has, or will have, a row for it
-        self.serial: int = 0  # the store's row id; 0 while no batch holding it was taken
-        self.row: int = 0  # the store's row id of its message, which deliveries share
+        self.lent: bool = False  # the row is that of the group's queue, until the PUBACK
+        self.pending: object | None = None  # the journal's operation, until its batch is taken
+        self.serial: int = 0  # its place among those of its owner, once it was journalled
+        self.row: int = 0  # the store's row id of its message
+        self.shared: bool = False  # which other deliveries have as well
 
 
 class Window:

@@ -20,11 +20,12 @@ from mqttd.core import encode
 from mqttd.core.counters import Counters
 from mqttd.core.journal import Journal
 from mqttd.core.message import Message
-from mqttd.core.packets import Pubrel
+from mqttd.core.packets import Puback, Pubrel
 from mqttd.core.session import Context, Link
 from mqttd.core.wire import packet_id_bytes
 
 _PUBREL: Final = b"\x62\x02"
+_PUBACK_TYPE: Final = 0x40
 _HELD_COST: Final = 256  # bytes of memory for an acknowledgement that is held, roughly
 _ALIAS_KEY: Final = 512  # longer topics are not watched: that would cost memory, not save it
 _ALIAS_SIZE: Final = 3  # bytes of the property: a shorter topic is cheaper than its alias
@@ -303,6 +304,17 @@ class Outbound(Link):
         self._hold(Held(frame, barrier, message, frees, False))
 
     def _hold(self, held: Held) -> None:
+        if (
+            self.journal.refusing != 0
+            and self.version >= 5
+            and held.barrier <= self.journal.committed
+            and held.frame[0] == _PUBACK_TYPE
+        ):
+            # While the store refuses, no PUBACK is held, see `refuse_held`: nothing is overtaken.
+            if held.frees:
+                self.inbound_open -= 1
+            self.send(held.frame)
+            return
         if self._held is None:
             self._held = deque()
         self._held.append(held)
@@ -328,6 +340,30 @@ class Outbound(Link):
         # `opened` may have let the client's next packets in, and those may hold answers again.
         if self._held is queue:
             self._held = None
+            self.context.holding.pop(self, None)
+
+    def refuse_held(self) -> None:
+        """The store has no room: answer the QoS 1 publishes that wait for it, if MQTT 5 can."""
+        queue = self._held
+        if queue is None or self.version < 5:
+            return
+        kept: deque[Held] = deque()
+        for held in queue:
+            frame = held.frame
+            if frame[0] != _PUBACK_TYPE:
+                kept.append(held)
+                continue
+            if held.frees:
+                self.inbound_open -= 1
+            message = held.message
+            if message is not None and message.holder is self:
+                message.holder = None
+            if held.barrier > self.journal.committed:
+                puback = Puback((frame[2] << 8) | frame[3], self.journal.refusing)
+                frame = encode.encode_puback(puback, self.version)
+            self.send(frame)  # [MQTT-4.6.0-2] whichever it is, in order
+        self._held = kept if kept else None
+        if not kept:
             self.context.holding.pop(self, None)
 
     def opened(self) -> None:

@@ -9,16 +9,15 @@ Must not know: rows, files, the wall clock.
 Invariants: nobody is connected before `finish` returns; what `finish` decides goes through the
 journal, so that the store hears of it like of anything else; a delivery that has a packet
 identifier may have been sent, so its next sending is a DUP; every delivery put back counts as
-matched, which keeps the balance of `mqttd.core.counters`.
+matched, which keeps the balance of `mqttd.core.counters`. Of a queue no more than the serials is
+needed: who wants its messages asks for pages.
 """
 
-from collections import deque
-
-from mqttd.core import counters as count
 from mqttd.core.broker import Broker
-from mqttd.core.inflight import RELEASED, SENT, Delivery
+from mqttd.core.inflight import Delivery
 from mqttd.core.message import Message
 from mqttd.core.packets import Will
+from mqttd.core.queue import Queue
 from mqttd.core.session import Session
 from mqttd.core.settings import NEVER
 from mqttd.core.shared import give_back
@@ -35,11 +34,12 @@ class Restorer:
         self.deliveries = 0
         self._context = broker.context
         self._groups: dict[str, SharedGroup] = {}
-        self._strays: list[Delivery] = []
+        self._owners: dict[int, Session | SharedGroup] = {}
 
     def session(
         self,
         client_id: str,
+        number: int,
         owner: str | None,
         expiry_interval: int,
         connected: bool,
@@ -48,6 +48,8 @@ class Restorer:
     ) -> None:
         """A session; the instants are 0.0 for none. `connected`: when the broker last wrote it."""
         session = Session(client_id, owner, self._context)
+        session.number = number
+        self._owners[number] = session
         session.expiry_interval = expiry_interval
         session.durable = True
         session.stored = True
@@ -109,67 +111,69 @@ class Restorer:
         if session is not None:
             session.inbound[packet_id] = 0  # the serial of no connection
 
-    def delivery(
-        self,
-        client_id: str | None,
-        share: str,
-        message: Message,
-        row: int,
-        serial: int,
-        packet_id: int,
-        state: int,
-        qos: int,
-        retain: bool,
-        identifiers: bytes,
-    ) -> None:
-        """One message on its way, in the order of `serial`.
+    def group(self, name: str, topic_filter: str, number: int) -> bool:
+        """A shared group that the store knows; False when it has no members any more."""
+        group = self._groups.get(name + "/" + topic_filter)
+        if group is None:
+            return False
+        group.number = number
+        self._owners[number] = group
+        return True
 
-        `client_id` is None in the own queue of the group `share`, which is "NAME/FILTER".
+    def sent(self, number: int, delivery: Delivery, share: int, packet_id: int, state: int) -> bool:
+        """A delivery of a session's window, in the order of the serials.
+
+        `share` is the number of the group that it came through, or 0. False for one that is
+        nobody's.
         """
-        group = self._groups.get(share) if share else None
-        delivery = Delivery(message, qos, retain, identifiers, group)
-        delivery.row = row
-        delivery.serial = serial
-        delivery.journalled = True
+        session = self._owners.get(number)
+        if not isinstance(session, Session):
+            return False
+        group = self._owners.get(share) if share else None
+        if isinstance(group, SharedGroup):
+            delivery.group = group
+        delivery.packet_id = packet_id
+        delivery.state = state
+        delivery.sent = True  # [MQTT-3.3.1-1] perhaps: nobody wrote down the sending itself
+        session.window.restore(delivery)
         self.deliveries += 1
         self._context.counters.matched += 1
-        if client_id is None:
-            if group is None:
-                self._strays.append(delivery)
-            else:
-                if group.queue is None:
-                    group.queue = deque()
-                group.queue.append(delivery)
-                self.broker.context.queued_groups[group] = None
-            return
-        session = self.broker.sessions.get(client_id)
-        if session is None:
-            self._strays.append(delivery)
-        elif packet_id and state in (SENT, RELEASED):
-            delivery.packet_id = packet_id
-            delivery.state = state
-            delivery.sent = True  # [MQTT-3.3.1-1] perhaps: nobody wrote down the sending itself
-            session.window.restore(delivery)
-        else:
-            queue = session.queue
-            if queue is None:
-                queue = session.queue = deque()
-            queue.append(delivery)
-            expires_at = message.expires_at
-            if expires_at and (not session.queue_expiry or expires_at < session.queue_expiry):
-                session.queue_expiry = expires_at
+        return True
+
+    def queued(self, number: int, serial: int) -> bool:
+        """A delivery that waits in a queue, in the order of the serials; it stays with the store.
+
+        False for one that is nobody's.
+        """
+        queue = self._context.tails.get(number)
+        if queue is None:
+            owner = self._owners.get(number)
+            if owner is None:
+                return False
+            queue = Queue(number, True)
+            owner.queue = queue
+            self._context.tails[number] = queue
+            if isinstance(owner, SharedGroup):
+                self._context.queued_groups[owner] = None
+        queue.leave(serial)
+        self.deliveries += 1
+        self._context.counters.matched += 1
+        return True
 
     def retained(self, message: Message) -> None:
         """The retained message of a topic."""
         self.broker.retained.set(message.topic, message)
 
-    def finish(self, next_serial: int) -> None:
-        """Everything is there: act on what happened, or would have, while the broker was away."""
+    def finish(self, next_number: int, next_serial: int, front_serial: int) -> None:
+        """Everything is there: act on what happened, or would have, while the broker was away.
+
+        The three are the first that are free, `front_serial` downwards.
+        """
         broker = self.broker
+        broker.journal.next_number = next_number
         broker.journal.next_serial = next_serial
-        for delivery in self._strays:
-            self._context.counters.drop(count.DROP_SESSION_ENDED)
-            broker.journal.settle("", delivery)
+        broker.journal.durable = next_serial - 1
+        broker.journal.front_serial = front_serial
         for session in list(broker.sessions.values()):
             if session.grouped is not None:
                 orphans = session.detach()
@@ -181,3 +185,21 @@ class Restorer:
     def _instant(self, at: float) -> float:
         """0.0 says "none", so an instant is never that."""
         return at if at > 0.0 else 1e-9
+
+
+def stored_delivery(
+    message: Message,
+    serial: int,
+    row: int,
+    shared: bool,
+    qos: int,
+    retain: bool,
+    identifiers: bytes,
+) -> Delivery:
+    """A delivery that the store has."""
+    delivery = Delivery(message, qos, retain, identifiers, None)
+    delivery.serial = serial
+    delivery.row = row
+    delivery.shared = shared
+    delivery.journalled = True
+    return delivery

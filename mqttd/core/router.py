@@ -101,6 +101,10 @@ class Router:
         """Deliver to everybody who matches; returns how many did."""
         raise AssertionError("a Router has to override route")
 
+    def storable(self, message: Message, matched: Matched) -> bool:
+        """Whether the store would have to keep something of the message."""
+        raise AssertionError("a Router has to override storable")
+
     def retain(self, message: Message) -> int:
         """Store or clear the retained message of a topic; returns the barrier."""
         raise AssertionError("a Router has to override retain")

@@ -2,18 +2,18 @@
 
 Owns: `Session`, the state a client id is the key of, and the order in which its messages leave:
 `due` (has a packet identifier, not yet sent on this connection), then `queue` (no identifier
-yet), then the queues of its shared groups, then retained replays. Each waits for the client's
-Receive Maximum and for room in the connection's write buffer; nothing here is ever a suspended
-coroutine.
+yet; of a deep one only the head is in memory), then the queues of its shared groups, then retained
+replays. Each waits for the client's Receive Maximum and for room in the connection's write buffer;
+nothing here is ever a suspended coroutine.
 
 Must not know: bytes on the wire, sockets, other sessions. It speaks to its connection through
 `Link` and to the rest of the broker through `Context`.
 
 Invariants: `link` is None exactly while no accepted connection has the session; `quota` is what
 the client's Receive Maximum leaves on this connection; a delivery is in one of queue, window or
-gone; first sendings of one QoS leave in the order of `deliver`; a QoS 2 delivery of a durable
-session is sent only after the batch with its packet identifier is durable, since a resend under
-another identifier would be a second copy.
+gone; `queue` is None when nothing is in it; first sendings of one QoS leave in the order of
+`deliver`; a QoS 2 delivery of a durable session is sent only after the batch with its packet
+identifier is durable, since a resend under another identifier would be a second copy.
 """
 
 from collections import deque
@@ -22,9 +22,10 @@ from typing import Final
 from mqttd.core import counters as count
 from mqttd.core.counters import Counters
 from mqttd.core.inflight import QUEUED, RELEASED, SENT, SETTLED, Delivery, Window
-from mqttd.core.journal import Journal
+from mqttd.core.journal import DELIVERY_FORGET, Journal
 from mqttd.core.message import Holder, Message
 from mqttd.core.packets import Will
+from mqttd.core.queue import Queue
 from mqttd.core.retained import Cursor
 from mqttd.core.settings import DROP_OLDEST, Settings
 from mqttd.core.trie import SharedGroup, Subscriber, Subscription
@@ -33,7 +34,6 @@ from mqttd.core.trie import SharedGroup, Subscriber, Subscription
 _REPLAY_STEPS: Final = 64
 _REPLAY_TURN: Final = 512
 _REPLAY_BACKLOG: Final = 262144
-_PURGE_EVERY: Final = 1.0  # seconds between two searches of a full queue for what has expired
 
 
 class Link(Holder):
@@ -73,6 +73,16 @@ class Link(Holder):
         raise AssertionError("a Link has to override backlog")
 
 
+class PageRequest:
+    """A queue wants the next page of what it left to the store; its owner is one of the two."""
+
+    def __init__(self, queue: Queue, session: "Session | None", group: SharedGroup | None) -> None:
+        self.queue = queue
+        self.session = session
+        self.group = group
+        self.serials: list[int] = []  # once the request is taken
+
+
 class Context:
     """What every session of one broker shares."""
 
@@ -86,6 +96,37 @@ class Context:
         self.groups: dict[SharedGroup, None] = {}  # with a queue that may move on
         self.queued_groups: dict[SharedGroup, None] = {}  # whose queue holds something
         self.waiting_groups: dict[SharedGroup, None] = {}  # with a message behind a barrier
+        self.requests: list[PageRequest] = []  # for the store to serve
+        self.tails: dict[int, Queue] = {}  # queues with a tail, by the number of the owner
+
+    def want_page(self, queue: Queue, session: "Session | None", group: SharedGroup | None) -> None:
+        """Ask the store for what comes next in a queue's tail."""
+        queue.wanting = True
+        self.requests.append(PageRequest(queue, session, group))
+
+    def leave(self, queue: Queue, delivery: Delivery) -> None:
+        """A queue whose head is full leaves a delivery to the store."""
+        if not delivery.journalled:
+            self.journal.add(queue.number, delivery)
+        queue.leave(delivery.serial)
+        queue.note_expiry(delivery.message.expires_at)
+        self.tails[queue.number] = queue
+
+    def drop_oldest(self, queue: Queue) -> Delivery | None:
+        """Make room in a full queue: the delivery to settle, if it is at hand."""
+        self.counters.drop(count.DROP_QUEUE_FULL)
+        if queue.head:
+            return queue.pop()
+        self.journal.record(DELIVERY_FORGET, "", "", queue.pop_serial())
+        return None
+
+    def abandon(self, queue: Queue) -> None:
+        """The owner of a queue has gone; what the head holds is left to the caller."""
+        self.tails.pop(queue.number, None)
+        waiting = queue.tail + queue.coming
+        if waiting:
+            self.counters.drop(count.DROP_SESSION_ENDED, waiting)
+        self.journal.abandon(queue.close())
 
 
 class Replay:
@@ -104,6 +145,7 @@ class Session(Subscriber):
         super().__init__(client_id)
         self.owner = owner  # the user that made it; None for anonymous
         self.context = context
+        self.number: int = context.journal.new_number()  # owner of its deliveries in the store
         self.link: Link | None = None
         self.expiry_interval: int = 0
         self.expires_at: float = 0.0  # set while disconnected; 0.0 = no deadline
@@ -125,8 +167,7 @@ class Session(Subscriber):
         self.quota: int = 0
         self.quota_max: int = 0
         self.due: deque[Delivery] | None = None
-        self.queue: deque[Delivery] | None = None
-        self.queue_expiry: float = 0.0  # nothing in `queue` expires before this; 0.0 = nothing does
+        self.queue: Queue | None = None
         self.replays: list[Replay] | None = None
         self.runnable: bool = False  # stands in context.runnable
         self.waiting: bool = False  # stands in context.waiting
@@ -150,7 +191,7 @@ class Session(Subscriber):
                 if not queueing:
                     self.context.counters.drop(count.DROP_OFFLINE_QOS0)
                     return
-            elif message.barrier <= journal.committed and not (queueing and self.queue):
+            elif message.barrier <= journal.committed and not (queueing and self.queue is not None):
                 if not link.writable:
                     self._deliver_late(link, message, retain, identifiers, now)
                 elif link.send_publish(message, 0, retain, 0, False, identifiers, now):
@@ -158,7 +199,7 @@ class Session(Subscriber):
                 return
         delivery = Delivery(message, qos, retain, identifiers, None)
         if qos and self.durable:
-            barrier = journal.add(self.client_id, delivery)
+            barrier = journal.add(self.number, delivery)
             if qos == 2:
                 delivery.barrier = barrier
         if message.barrier > delivery.barrier:
@@ -167,7 +208,7 @@ class Session(Subscriber):
         if (
             link is None
             or not link.writable
-            or self.queue
+            or self.queue is not None
             or self.room() <= 0
             # A QoS 2 message waits for its batch at QoS 0 as well: what a crash undoes is resent.
             or (qos == 0 and delivery.barrier > journal.committed)
@@ -196,43 +237,34 @@ class Session(Subscriber):
 
     def enqueue(self, delivery: Delivery, now: float) -> None:
         """Keep a delivery for later, within the bound of the queue."""
+        context = self.context
         queue = self.queue
         if queue is None:
-            queue = self.queue = deque()
-            self.queue_expiry = 0.0
-        settings = self.context.settings
-        full = settings.max_queued_messages != 0 and len(queue) >= settings.max_queued_messages
-        if full and self.queue_expiry and now >= self.queue_expiry:
-            self._purge(queue, now)
-            full = len(queue) >= settings.max_queued_messages
-        if full:
-            if settings.queue_overflow != DROP_OLDEST:
-                self.discard(delivery, count.DROP_QUEUE_FULL)
-                return
-            self.discard(queue.popleft(), count.DROP_QUEUE_FULL)
-        queue.append(delivery)
-        expires_at = delivery.message.expires_at
-        if expires_at and (not self.queue_expiry or expires_at < self.queue_expiry):
-            self.queue_expiry = expires_at
-        if delivery.barrier > self.context.journal.committed:
-            self._await_commit()
-
-    def _purge(self, queue: deque[Delivery], now: float) -> None:
-        """Make room in a full queue by dropping what has expired in it."""
-        left = list(queue)
-        queue.clear()
-        self.queue_expiry = 0.0
-        for delivery in left:
-            expires_at = delivery.message.expires_at
-            if expires_at and now >= expires_at:
-                self.discard(delivery, count.DROP_EXPIRED)
-                continue
+            queue = self.queue = Queue(self.number, self.durable and context.journal.paging)
+        settings = context.settings
+        limit = settings.max_queued_messages
+        if limit and len(queue) >= limit:
+            if queue.expiry and now >= queue.expiry:
+                for gone in queue.expire(now):
+                    self.discard(gone, count.DROP_EXPIRED)
+            if len(queue) >= limit:
+                if settings.queue_overflow != DROP_OLDEST:
+                    self.discard(delivery, count.DROP_QUEUE_FULL)
+                    return
+                while len(queue) >= limit and (queue.head or queue.tail):
+                    oldest = context.drop_oldest(queue)
+                    if oldest is not None:
+                        self._settle(oldest)
+        if queue.has_room(self.link is not None):
+            if delivery.qos == 0 and self.durable and settings.queue_qos0:
+                context.journal.add(self.number, delivery)
             queue.append(delivery)
-            if expires_at and (not self.queue_expiry or expires_at < self.queue_expiry):
-                self.queue_expiry = expires_at
-        # A scan costs the length of the queue: not for each message that finds it full.
-        if self.queue_expiry and self.queue_expiry < now + _PURGE_EVERY:
-            self.queue_expiry = now + _PURGE_EVERY
+            if delivery.barrier > context.journal.committed:
+                self._await_commit()
+            return
+        context.leave(queue, delivery)
+        if self.link is not None and queue.low():
+            context.want_page(queue, self, None)
 
     def discard(self, delivery: Delivery, reason: str) -> None:
         """End a delivery unsent, counted by reason."""
@@ -253,7 +285,7 @@ class Session(Subscriber):
                 self.context.counters.delivered += 1
             return
         if self.durable and not delivery.journalled:
-            barrier = self.context.journal.add(self.client_id, delivery)
+            barrier = self.context.journal.add(self.number, delivery)
             if delivery.qos == 2 and barrier > delivery.barrier:
                 delivery.barrier = barrier
         self._transmit(link, delivery, now)
@@ -265,12 +297,14 @@ class Session(Subscriber):
                 delivery.message, 0, delivery.retain, 0, False, delivery.identifiers, now
             ):
                 self.context.counters.delivered += 1
+            if delivery.journalled:
+                self._settle(delivery)
             return
         journal = self.context.journal
         self.window.add(delivery)
         delivery.state = SENT
-        if delivery.journalled:
-            barrier = journal.update(self.client_id, delivery)
+        if delivery.journalled and not delivery.lent:
+            barrier = journal.update(self.number, delivery)
             if delivery.qos == 2:
                 delivery.barrier = barrier
         if self.due or delivery.barrier > journal.committed:
@@ -311,7 +345,7 @@ class Session(Subscriber):
     def _settle(self, delivery: Delivery) -> None:
         delivery.state = SETTLED
         message = delivery.message
-        if self.context.journal.settle(self.client_id, delivery):
+        if self.context.journal.settle(self.number, delivery):
             holder = message.holder
             if holder is not None:
                 message.holder = None
@@ -338,7 +372,7 @@ class Session(Subscriber):
         if delivery.state == SENT:
             # [MQTT-4.3.3-3] [MQTT-4.3.3-6] from here, and no sooner, the PUBLISH isn't sent again.
             delivery.state = RELEASED
-            delivery.barrier = self.context.journal.update(self.client_id, delivery)
+            delivery.barrier = self.context.journal.update(self.number, delivery)
         link = self.link
         if link is not None:
             # [MQTT-4.3.3-4] also when the PUBREC is a repetition; [MQTT-3.3.4-10] [MQTT-4.9.0-3]
@@ -362,7 +396,12 @@ class Session(Subscriber):
         else:
             self.context.counters.delivered += 1
         self._settle(delivery)
-        if self.queue or self.due or self.replays is not None or self.grouped is not None:
+        if (
+            self.queue is not None
+            or self.due
+            or self.replays is not None
+            or self.grouped is not None
+        ):
             self.pump(now)
 
     # Moving on whenever there is room: after an acknowledgement, a commit, a resume.
@@ -382,6 +421,9 @@ class Session(Subscriber):
                     return
                 if delivery.state == RELEASED:
                     link.send_pubrel(delivery.packet_id, 0, delivery.barrier)
+                elif not delivery.sent and 0.0 < delivery.message.expires_at <= now:
+                    self.window.pop(delivery.packet_id)  # lined up, but never begun
+                    self.discard(delivery, count.DROP_EXPIRED)
                 elif self.quota <= 0 or not link.writable:
                     return
                 else:
@@ -389,21 +431,16 @@ class Session(Subscriber):
             due.popleft()
         self.due = None
         queue = self.queue
-        while queue:
-            delivery = queue[0]
-            # A message downgraded to QoS 0 takes no identifier: only the barrier may stop it.
-            if not link.writable or (delivery.qos and self.room() <= 0):
-                return
-            if delivery.message.barrier > committed:
-                self._await_commit()
-                return
-            queue.popleft()
-            if delivery.message.expires_at and now >= delivery.message.expires_at:
-                # [MQTT-3.3.2-5] expired before its delivery began.
-                self.discard(delivery, count.DROP_EXPIRED)
-                continue
-            self._transmit(link, delivery, now)
+        if queue is None or self._pump_queue(queue, link, now):
+            self._move_on()
+
+    def queue_emptied(self) -> None:
+        """What waited is no more, without anything having been sent."""
         self.queue = None
+        self._move_on()
+
+    def _move_on(self) -> None:
+        """Nothing of its own waits: it is the turn of its groups and of retained replays."""
         if self.grouped is not None and self.room() > 0:
             queued = self.context.queued_groups
             if len(queued) < len(self.grouped):
@@ -418,6 +455,34 @@ class Session(Subscriber):
             self.runnable = True
             self.context.runnable.append(self)
 
+    def _pump_queue(self, queue: Queue, link: Link, now: float) -> bool:
+        """Send from the queue; whether it is empty now."""
+        committed = self.context.journal.committed
+        head = queue.head
+        if queue.low():
+            self.context.want_page(queue, self, None)
+        while head:
+            delivery = head[0]
+            # A message downgraded to QoS 0 takes no identifier: only the barrier may stop it.
+            if not link.writable or (delivery.qos and self.room() <= 0):
+                return False
+            if delivery.message.barrier > committed:
+                self._await_commit()
+                return False
+            queue.pop()
+            if delivery.message.expires_at and now >= delivery.message.expires_at:
+                # [MQTT-3.3.2-5] expired before its delivery began.
+                self.discard(delivery, count.DROP_EXPIRED)
+                continue
+            self._transmit(link, delivery, now)
+        if queue.tail or queue.coming:
+            if queue.low():
+                self.context.want_page(queue, self, None)
+            return False
+        if self.queue is queue:
+            self.queue = None
+        return True
+
     def attach(self, link: Link, receive_maximum: int) -> None:
         """A connection takes the session; `pump` starts once CONNACK is out."""
         self.link = link
@@ -431,6 +496,8 @@ class Session(Subscriber):
             # [MQTT-3.3.4-10] [MQTT-4.9.0-3]
             again = list(self.window.deliveries.values())
             self.due = deque([d for d in again if d.state == RELEASED])
+            # They are unacknowledged as well, and their PUBCOMPs raise the quota.
+            self.quota -= len(self.due)
             self.due.extend([d for d in again if d.state != RELEASED])
 
     def detach(self) -> list[Delivery]:
@@ -443,15 +510,17 @@ class Session(Subscriber):
                 # [MQTT-4.8.2-4] a QoS 2 exchange stays with the member that began it.
                 if delivery.qos == 1 and delivery.group in self.grouped:
                     self.window.pop(delivery.packet_id)
-                    self.context.journal.settle(self.client_id, delivery)
+                    self.context.journal.settle(self.number, delivery)
                     orphans.append(delivery)
         return orphans
 
     def end(self) -> None:
         """The session is over: everything still on its way to the client is counted as dropped."""
         left = list(self.window.deliveries.values())
-        if self.queue:
-            left.extend(self.queue)
+        queue = self.queue
+        if queue is not None:
+            left.extend(queue.head)
+            self.context.abandon(queue)
         self.window.deliveries.clear()
         self.queue = None
         self.due = None
@@ -487,7 +556,7 @@ class Session(Subscriber):
         """One turn of replay. True: call again next tick; False: `pump` will ask again."""
         link = self.link
         replays = self.replays
-        if link is None or not replays or not link.writable or self.queue or self.due:
+        if link is None or not replays or not link.writable or self.queue is not None or self.due:
             return False
         replay = replays[0]
         subscription = replay.subscription

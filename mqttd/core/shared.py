@@ -6,22 +6,25 @@ Must not know: connections, topics, how a session sends.
 
 Invariants: a message waits in the group's queue, never in a member's, so that whichever member
 has room first gets it; the queue holds only QoS > 0 and keeps the order of arrival; messages that
-a member left unfinished go back to its front. A group's queue is bounded like a session's.
+a member left unfinished go back to its front. A group's queue is bounded, and paged, like a
+session's.
 """
 
-from collections import deque
-
 from mqttd.core import counters as count
+from mqttd.core import journal as kinds
 from mqttd.core.inflight import Delivery
 from mqttd.core.message import Message
+from mqttd.core.queue import Queue
 from mqttd.core.session import Context, Session
 from mqttd.core.settings import DROP_OLDEST
 from mqttd.core.trie import SharedGroup, Subscription
 
 
-def group_key(group: SharedGroup) -> str:
-    """The owner name of a group's own queue in the journal."""
-    return "$share/" + group.name + "/" + group.topic_filter
+def queue_of(group: SharedGroup) -> Queue | None:
+    """What waits for any of the members; None for nothing."""
+    queue = group.queue
+    assert queue is None or isinstance(queue, Queue)
+    return queue
 
 
 def distribute(group: SharedGroup, message: Message, now: float, context: Context) -> None:
@@ -39,7 +42,7 @@ def distribute(group: SharedGroup, message: Message, now: float, context: Contex
         session.deliver(message, 0, retain, member.identifier_block, now)
         return
     delivery = Delivery(message, message.qos, False, b"", group)
-    if message.barrier <= context.journal.committed and not group.queue:
+    if message.barrier <= context.journal.committed and group.queue is None:
         member = _next_member(group, True)
         if member is not None:
             _assign(group, member, delivery, now)
@@ -51,25 +54,36 @@ def distribute(group: SharedGroup, message: Message, now: float, context: Contex
 
 def pull(group: SharedGroup, now: float, context: Context) -> None:
     """Hand out the queue as far as members can take it."""
-    queue = group.queue
-    if not queue:
-        context.queued_groups.pop(group, None)
+    queue = queue_of(group)
+    if queue is None:
         return
-    while queue:
-        delivery = queue[0]
-        assert isinstance(delivery, Delivery)
+    if queue.low() and _anybody(group):
+        context.want_page(queue, None, group)
+    head = queue.head
+    while head:
+        delivery = head[0]
         if delivery.message.barrier > context.journal.committed:
             context.waiting_groups[group] = None
             return
         if delivery.message.expires_at and now >= delivery.message.expires_at:
-            queue.popleft()
+            queue.pop()
             _drop(group, delivery, count.DROP_EXPIRED, context)
             continue
         member = _next_member(group, True)
         if member is None:
             return
-        queue.popleft()
+        queue.pop()
         _assign(group, member, delivery, now)
+    if queue.tail or queue.coming:
+        if queue.low() and _anybody(group):
+            context.want_page(queue, None, group)
+    elif group.queue is queue:
+        queue_emptied(group, context)
+
+
+def queue_emptied(group: SharedGroup, context: Context) -> None:
+    """Nothing waits for the group any more."""
+    group.queue = None
     context.queued_groups.pop(group, None)
 
 
@@ -81,24 +95,39 @@ def give_back(orphans: list[Delivery], context: Context) -> None:
         if not group.members:
             context.counters.drop(count.DROP_SESSION_ENDED)
             continue
-        if group.queue is None:
-            group.queue = deque()
+        durable = is_durable(group)
+        queue = _opened_queue(group, durable, context)
         delivery.packet_id = 0
-        _journal(group, delivery, context)
-        group.queue.appendleft(delivery)
+        delivery.lent = False
+        if durable:
+            context.journal.add(queue.number, delivery, True)
+        queue.put_first(delivery)
         context.queued_groups[group] = None
         context.groups[group] = None
 
 
 def dissolve(group: SharedGroup, context: Context) -> None:
     """The last member has left for good: what waits ends here."""
-    queue = group.queue
+    queue = queue_of(group)
     group.queue = None
     context.queued_groups.pop(group, None)
-    if queue:
-        for delivery in queue:
-            assert isinstance(delivery, Delivery)
+    if queue is not None:
+        context.abandon(queue)
+        for delivery in queue.head:
             _drop(group, delivery, count.DROP_SESSION_ENDED, context)
+    if group.number:
+        context.journal.record(kinds.GROUP_DROP, group.name, group.topic_filter)
+        group.number = 0
+
+
+def _anybody(group: SharedGroup) -> bool:
+    """Somebody is there to take what a page brings."""
+    for member in group.members:
+        session = member.subscriber
+        assert isinstance(session, Session)
+        if session.link is not None:
+            return True
+    return False
 
 
 def _next_member(group: SharedGroup, acknowledged: bool) -> Subscription | None:
@@ -129,10 +158,17 @@ def _assign(group: SharedGroup, member: Subscription, delivery: Delivery, now: f
     message = delivery.message
     # [MQTT-4.8.2-3] each member at its own granted QoS.
     delivery.qos = message.qos if message.qos < member.qos else member.qos
+    delivery.group = group
     delivery.retain = message.retain and member.retain_as_published
     delivery.identifiers = member.identifier_block
     context = session.context
-    context.journal.settle(group_key(group), delivery)
+    if session.durable:
+        _number(group, context)
+    elif delivery.journalled and delivery.qos == 1:
+        # A member that doesn't last has no rows: until its PUBACK the message is the group's.
+        delivery.lent = True
+    if not delivery.lent:
+        context.journal.settle(group.number, delivery)
     session.adopt(delivery, now)
     if message.undurable == 0 and message.holder is not None:
         holder = message.holder
@@ -141,43 +177,71 @@ def _assign(group: SharedGroup, member: Subscription, delivery: Delivery, now: f
 
 
 def _keep(group: SharedGroup, delivery: Delivery, now: float, context: Context) -> None:
-    queue = group.queue
-    if queue is None:
-        queue = group.queue = deque()
+    durable = is_durable(group)
+    queue = _opened_queue(group, durable, context)
     settings = context.settings
-    while queue and len(queue) >= settings.max_queued_messages > 0:
-        first = queue[0]
-        assert isinstance(first, Delivery)
-        if not first.message.expires_at or now < first.message.expires_at:
-            break
-        queue.popleft()
-        _drop(group, first, count.DROP_EXPIRED, context)
-    if settings.max_queued_messages and len(queue) >= settings.max_queued_messages:
-        if settings.queue_overflow != DROP_OLDEST:
-            context.counters.drop(count.DROP_QUEUE_FULL)
-            return
-        oldest = queue.popleft()
-        assert isinstance(oldest, Delivery)
-        _drop(group, oldest, count.DROP_QUEUE_FULL, context)
-    _journal(group, delivery, context)
-    queue.append(delivery)
+    limit = settings.max_queued_messages
+    if limit and len(queue) >= limit:
+        while queue.head and queue.expiry and now >= queue.expiry:
+            first = queue.head[0]
+            if not first.message.expires_at or now < first.message.expires_at:
+                break
+            queue.pop()
+            _drop(group, first, count.DROP_EXPIRED, context)
+        if len(queue) >= limit:
+            if settings.queue_overflow != DROP_OLDEST:
+                context.counters.drop(count.DROP_QUEUE_FULL)
+                return
+            while len(queue) >= limit and (queue.head or queue.tail):
+                oldest = context.drop_oldest(queue)
+                if oldest is not None:
+                    _settle(group, oldest, context)
+    if durable:
+        context.journal.add(queue.number, delivery)
+    if queue.has_room(_anybody(group)):
+        queue.append(delivery)
+    else:
+        context.leave(queue, delivery)
     context.queued_groups[group] = None
 
 
-def _journal(group: SharedGroup, delivery: Delivery, context: Context) -> None:
-    """The queue is as durable as its most durable member."""
+def _opened_queue(group: SharedGroup, durable: bool, context: Context) -> Queue:
+    queue = queue_of(group)
+    if queue is None:
+        queue = Queue(group.number, False)
+        group.queue = queue
+    if durable and not queue.paging:  # new, or the first member that lasts came after it
+        _number(group, context)
+        queue.number = group.number
+        queue.paging = context.journal.paging
+    return queue
+
+
+def _number(group: SharedGroup, context: Context) -> None:
+    """Make the group known to the store."""
+    if group.number == 0 and context.journal.enabled:
+        number = group.number = context.journal.new_number()
+        context.journal.record(kinds.GROUP_SAVE, group.name, group.topic_filter, number)
+
+
+def is_durable(group: SharedGroup) -> bool:
+    """A group's queue is as durable as its most durable member."""
     for member in group.members:
         session = member.subscriber
         assert isinstance(session, Session)
         if session.durable:
-            context.journal.add(group_key(group), delivery)
-            return
+            return True
+    return False
 
 
 def _drop(group: SharedGroup, delivery: Delivery, reason: str, context: Context) -> None:
     context.counters.drop(reason)
+    _settle(group, delivery, context)
+
+
+def _settle(group: SharedGroup, delivery: Delivery, context: Context) -> None:
     message = delivery.message
-    if context.journal.settle(group_key(group), delivery) and message.holder is not None:
+    if context.journal.settle(group.number, delivery) and message.holder is not None:
         holder = message.holder
         message.holder = None
         holder.release()

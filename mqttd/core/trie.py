@@ -23,7 +23,6 @@ Invariants: no empty node but the two roots; `Node.many` is None or holds two or
 its Targets and a Subscription that was inserted are read only for everyone else.
 """
 
-from collections import deque
 from typing import Final
 
 from mqttd.core import spec
@@ -117,7 +116,8 @@ class SharedGroup:
         self.topic_filter = topic_filter
         self.members: list[Subscription] = []
         self.cursor = 0
-        self.queue: deque[object] | None = None
+        self.queue: object | None = None
+        self.number = 0  # in the journal; 0 while nothing of the group was ever written
         self._places: dict[Subscriber, int] = {}
 
     def join(self, subscription: Subscription) -> Subscription | None:

@@ -189,6 +189,8 @@ class Flow:
                 broker.handle_timeout(now)
             except Exception:
                 self._bug("handle_timeout", None)
+        if self._commit is not None:
+            self._commit()  # a will or an expiry may have nothing to write but to the store
         if broker.dirty or broker.events or broker.ready:
             self.schedule()
 

@@ -9,8 +9,10 @@ Must not know: anything.
 from __future__ import annotations
 
 from mqttd.core.broker import Broker
+from mqttd.core.inflight import Delivery
 from mqttd.core.journal import Batch
-from mqttd.store.base import Store
+from mqttd.core.session import PageRequest
+from mqttd.store.base import Store, Tidied
 
 
 class MemoryStore(Store):
@@ -23,6 +25,17 @@ class MemoryStore(Store):
 
     async def commit(self, batch: Batch) -> None:
         """There is nothing to write."""
+
+    async def retry(self) -> None:
+        """There is nothing that could have failed."""
+
+    async def pages(self, requests: list[PageRequest]) -> list[list[Delivery]]:
+        """There is nothing to read; nobody asks, since no queue leaves anything here."""
+        return [[] for _ in requests]
+
+    async def tidy(self) -> Tidied:
+        """There is nothing to tidy."""
+        return Tidied([], False)
 
     async def close(self) -> None:
         """There is nothing to let go of."""

@@ -1,29 +1,40 @@
 """A batch of the journal as plain rows: what one transaction writes, out of the core's reach.
 
 Owns: the translation of durable operations into rows, on the loop's thread, at the instant the
-batch is taken; the row ids of messages and how many deliveries share each; wall clock instants for
-the core's own. A batch is reduced to its outcome: a session saved twice is one row, a subscription
-saved and dropped is one deletion. That is sound since the whole batch is one transaction.
+batch is taken; the row ids of messages; wall clock instants for the core's own. A batch is reduced
+to its outcome: a session saved twice is one row, a subscription saved and dropped is one deletion.
+That is sound since the whole batch is one transaction.
 
 Must not know: SQL, files, threads.
 
 Invariants: a `Changes` holds numbers, text and bytes only, so that another thread may read it while
-the core goes on; a message's row is deleted in the transaction that deletes its last delivery; a
-row id of a delivery is used once.
+the core goes on; the rows of messages and deliveries, of which there are many, stand flat in one
+list each, value behind value; a message whose row only one delivery has is deleted with it, one
+that several share is counted in `refs`.
+
+In those two, blobs are `bytearray`, truth values are integers and no value is None: whatever is not
+exactly an int, a float, a str or a bytearray, `sqlite3` hands to its adapters first, which takes
+longer than to insert it.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
+from typing import Final
 
 from mqttd.core import journal as kinds
 from mqttd.core.broker import Broker
 from mqttd.core.inflight import Delivery
 from mqttd.core.journal import Batch, Op
-from mqttd.core.message import Message
 from mqttd.core.settings import NEVER
 
-Row = tuple[str | bytes | int | float | None, ...]
+Value = str | bytes | bytearray | int | float | None
+Row = tuple[Value, ...]
+
+MESSAGE_WIDTH: Final = 8
+DELIVERY_WIDTH: Final = 10
+_EMPTY: Final = bytearray()
 
 
 class Changes:
@@ -36,108 +47,118 @@ class Changes:
         self.subscriptions: dict[str, dict[str, Row | None]] = {}  # by client and filter
         self.inbound: dict[str, dict[int, bool]] = {}  # by client and packet id: still there?
         self.retained: dict[str, Row | None] = {}
-        self.messages: dict[int, Row] = {}
+        self.shares: dict[tuple[str, str], Row | None] = {}  # by share name and filter
+        self.garbage: list[array[int]] = []  # serials, for when there is time
+        self.messages: list[Value] = []
+        self.deliveries: list[Value] = []
+        self.refs: list[Value] = []  # message row, deliveries: of those that share one
+        self.moved: dict[int, tuple[int, int]] = {}  # by serial: packet id, state
+        self.settled: list[int] = []  # serials
+        self.forgotten: list[int] = []  # serials of settled deliveries: look the messages up
         self.done_messages: dict[int, None] = {}
-        self.deliveries: dict[int, Row] = {}
-        self.moved: dict[int, Row] = {}  # serial, packet id, state
-        self.settled: list[int] = []
+        self.left_messages: dict[int, int] = {}  # shared ones: so many deliveries fewer
 
 
 class Encoder:
-    """Turns batches into changes; knows which message rows are there."""
+    """Turns batches into changes."""
 
-    def __init__(self, broker: Broker, offset: Callable[[], float]) -> None:
+    def __init__(
+        self, broker: Broker, wall: Callable[[], float], clock: Callable[[], float]
+    ) -> None:
         self.next_row = 1
-        self.shared: dict[int, int] = {}  # message row → deliveries, where there are several
         self._broker = broker
-        self._offset = offset  # what to add to a core instant to get wall clock time
-        self._shift = 0.0
+        self._wall_now = wall
+        self._clock = clock
+        self._shift = 0.0  # what to add to a core instant to get wall clock time
         self._changes = Changes()
-        self._fresh: dict[int, int] = {}  # id(message) → row, within one batch
-        self._released: dict[int, None] = {}  # message rows that lost a delivery, within one batch
 
     def encode(self, batch: Batch) -> Changes:
         """The outcome of a batch, as of now: to be called as soon as the batch was taken."""
         changes = self._changes = Changes()
-        self._fresh = {}
-        self._released = {}
-        self._shift = self._offset()
+        changes.garbage = batch.garbage
+        stored_at = self._wall_now()
+        self._shift = stored_at - self._clock()
+        added: list[Op] = []
+        released: dict[int, int] = {}  # id(delivery) → message row, of those settled
+        settled = changes.settled
+        done = changes.done_messages
+        left = changes.left_messages
         for op in batch.ops:
-            kind = op.kind
             delivery = op.delivery
-            if delivery is not None:
-                if kind == kinds.DELIVERY_ADD:
-                    self._add(op.serial, op.owner, delivery)
-                elif kind == kinds.DELIVERY_SETTLE:
-                    self._settle(op.serial, delivery)
+            if delivery is None:
+                self._encode_other(op.kind, op)
+            elif op.kind == kinds.DELIVERY_ADD:
+                added.append(op)
+            elif op.kind == kinds.DELIVERY_SETTLE:
+                settled.append(op.serial)
+                row = released[id(delivery)] = delivery.row
+                delivery.row = 0
+                if delivery.shared:
+                    left[row] = left.get(row, 0) + 1
                 else:
-                    changes.moved[op.serial] = (op.serial, delivery.packet_id, delivery.state)
+                    done[row] = None
             else:
-                self._encode_other(kind, op)
+                changes.moved[op.serial] = (delivery.packet_id, delivery.state)
+        if added:
+            self._add(added, released, stored_at)
         return changes
 
-    def _add(self, serial: int, owner: str, delivery: Delivery) -> None:
-        message = delivery.message
-        row = delivery.row
-        if row and row in self._released:  # it went from a group to a member, or back
-            self._retake(row)
-        else:
-            row = self._fresh.get(id(message), 0)
-            if row:
-                self._retake(row)
-            else:
-                row = self.next_row
-                self.next_row += 1
-                self._fresh[id(message)] = row
-                self._changes.messages[row] = self._message(row, message)
-            delivery.row = row
-        group = delivery.group
-        packet_id = delivery.packet_id
-        # A member of a group is given a delivery and its packet identifier in one go.
-        waits = group is not None and packet_id == 0
-        self._changes.deliveries[serial] = (
-            serial,
-            None if waits else owner,
-            None if group is None else group.name + "/" + group.topic_filter,
-            row,
-            packet_id,
-            delivery.state,
-            delivery.qos,
-            int(delivery.retain),
-            delivery.identifiers,
-        )
-
-    def _retake(self, row: int) -> None:
-        done = self._changes.done_messages
-        if row in done:
-            del done[row]
-        else:
-            self.shared[row] = self.shared.get(row, 1) + 1
-
-    def _settle(self, serial: int, delivery: Delivery) -> None:
+    def _add(self, added: list[Op], released: dict[int, int], stored_at: float) -> None:
         changes = self._changes
-        changes.moved.pop(serial, None)
-        changes.settled.append(serial)
-        row = delivery.row
-        self._released[row] = None
-        others = self.shared.get(row, 1) - 1
-        if others == 0:
-            changes.done_messages[row] = None
-        elif others == 1:
-            del self.shared[row]
-        else:
-            self.shared[row] = others
-
-    def _message(self, row: int, message: Message) -> Row:
-        return (
-            row,
-            message.topic,
-            message.payload,
-            message.qos,
-            int(message.retain),
-            message.properties,
-            self._wall(message.expires_at),
-        )
+        messages = changes.messages
+        first: dict[int, Delivery] = {}  # id(message) → the first delivery of it in this batch
+        counts: dict[int, int] = {}  # message row → deliveries, where there are several
+        for op in added:
+            delivery = op.delivery
+            assert delivery is not None
+            message = delivery.message
+            row = delivery.row = released.get(id(delivery), 0)
+            if row:  # it goes from a group to a member, or back
+                if delivery.shared:
+                    changes.left_messages[row] -= 1
+                else:
+                    del changes.done_messages[row]
+                continue
+            earlier = first.get(id(message))
+            if earlier is not None:
+                row = delivery.row = earlier.row
+                delivery.shared = earlier.shared = True
+                counts[row] = counts.get(row, 1) + 1
+                continue
+            first[id(message)] = delivery
+            delivery.shared = False
+            row = delivery.row = self.next_row
+            self.next_row = row + 1
+            expires_at = message.expires_at
+            messages += (
+                row,
+                message.topic,
+                bytearray(message.payload),
+                message.qos,
+                1 if message.retain else 0,
+                bytearray(message.properties) if message.properties else _EMPTY,
+                expires_at + self._shift if expires_at else 0.0,
+                stored_at,
+            )
+        for row, count in counts.items():
+            changes.refs += (row, count)
+        deliveries = changes.deliveries
+        for op in added:
+            delivery = op.delivery
+            assert delivery is not None
+            group = delivery.group
+            deliveries += (
+                op.serial,
+                op.number,
+                delivery.row,
+                1 if delivery.shared else 0,
+                0 if group is None else group.number,
+                0 if delivery.lent else delivery.packet_id,
+                0 if delivery.lent else delivery.state,
+                delivery.qos,
+                1 if delivery.retain else 0,
+                bytearray(delivery.identifiers) if delivery.identifiers else _EMPTY,
+            )
 
     def _encode_other(self, kind: int, op: Op) -> None:
         changes = self._changes
@@ -165,6 +186,12 @@ class Encoder:
             changes.wills[owner] = self._will(owner)
         elif kind == kinds.WILL_DROP:
             changes.wills[owner] = None
+        elif kind == kinds.GROUP_SAVE:
+            changes.shares[owner, op.name] = (op.number, owner, op.name)
+        elif kind == kinds.GROUP_DROP:
+            changes.shares[owner, op.name] = None
+        elif kind == kinds.DELIVERY_FORGET:
+            changes.forgotten.append(op.number)
         else:
             raise ValueError(f"no such operation: {kind}")
 
@@ -176,6 +203,7 @@ class Encoder:
         deadline = None if session.expiry_interval == NEVER else self._wall(session.expires_at)
         self._changes.sessions[client_id] = (
             client_id,
+            session.number,
             session.owner,
             session.expiry_interval,
             int(connected),

@@ -1,21 +1,26 @@
 """The store that keeps its promises in one SQLite file.
 
-Owns: the file, its lock, the one thread that touches it, and what a level of durability means:
+Owns: the file, its lock, the two threads that touch it, and what a level of durability means:
 `full` syncs each commit before it is reported; `os` leaves that to the operating system, which
 survives the end of the process but not of the machine; `none` reports before it writes.
 
 Must not know: connections, acknowledgements, what a session is for. What a batch means is in
-`mqttd.store.rows`, how the pieces become a broker again in `mqttd.core.restore`.
+`mqttd.store.rows`, what is done to the tables in `mqttd.store.tables`, how the pieces become a
+broker again in `mqttd.core.restore`.
 
-Invariants: one transaction a batch, in order; after one failed nothing is ever written again, no
-matter what the disk says next; a file that is damaged, empty, foreign, of a newer version or in use
-is refused before a byte of it is changed; a new file appears under its name only when it is whole.
+Invariants: one transaction a batch, in order; one that found no room on the disk is tried again as
+it is, and nothing overtakes it; after any other failure nothing is ever written again, no matter
+what the disk says next; a file that is damaged, empty, foreign, of a newer version or in use is
+refused before a byte of it is changed; a new file appears under its name only when it is whole.
+
+One thread writes and reads. The other copies the log into the database: that takes tens of
+milliseconds and syncs of its own, and no commit waits for it. Since commits go on meanwhile, it
+never quite catches up with them; so the few pages that came in between are copied by the writer
+itself, between two commits, and the next commit begins the log anew.
 
 The lock is on a file of its own, since closing a second descriptor of the database would drop
 SQLite's own locks on it. The check at every start reads each page once (`quick_check`): flipped and
-missing pages come from the time the broker was away, whether it had stopped cleanly or not, and
-loading reads nearly all of them anyway. Rows are written many to a statement: each statement gives
-the interpreter's lock away, and a busy loop returns it late.
+missing pages come from the time the broker was away, whether it had stopped cleanly or not.
 """
 
 from __future__ import annotations
@@ -28,22 +33,24 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from array import array
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import quote
 
 from mqttd import log
 from mqttd.core.broker import Broker
+from mqttd.core.inflight import Delivery
 from mqttd.core.journal import Batch
-from mqttd.core.message import Message
-from mqttd.core.packets import Will
+from mqttd.core.queue import PAGE_BYTES
 from mqttd.core.restore import Restorer
-from mqttd.store import schema
-from mqttd.store.base import Store, StoreError
-from mqttd.store.rows import Changes, Encoder, Row
+from mqttd.core.session import PageRequest
+from mqttd.store import schema, tables
+from mqttd.store.base import Store, StoreError, StoreFull, Tidied
+from mqttd.store.rows import Changes, Encoder
 
 logger: Final = logging.getLogger("mqttd.store")
 
@@ -51,10 +58,17 @@ LEVELS: Final = {"full": "FULL", "os": "NORMAL", "none": "OFF"}
 
 _OLDEST_SQLITE: Final = (3, 37, 0)  # STRICT tables
 _BUSY_MS: Final = 5000  # somebody looks at the file with another tool
-_GROUPS: Final = (256, 64, 16, 4, 1)  # rows in one statement
 _CHECKPOINT_BYTES: Final = 16 << 20  # written to the log until it is copied into the database
+_LOG_KEPT: Final = 64 << 20  # bytes of the log that stay allocated once it begins anew
 _COMMIT_BYTES: Final = 16 << 10  # what a commit writes at least: a page of each of some trees
-_ROW_BYTES: Final = 128
+
+# Housekeeping, one slice: a commit waits for it a few milliseconds.
+_SLICE_ROWS: Final = 1000
+_SLICE_PAGES: Final = 256
+_SWEEP_EVERY: Final = 60.0  # seconds at least between two walks through all that waits
+_FREE_PAGES: Final = 1024  # that many stay in the file for what comes next, or an eighth of it
+
+_NO_ROOM: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 T = TypeVar("T")
 
@@ -77,16 +91,26 @@ class SqliteStore(Store):
         self._wall = wall
         self._clock = clock
         self._thread: ThreadPoolExecutor | None = None
+        self._copier: ThreadPoolExecutor | None = None
+        self._copying: Future[None] | None = None
         self._db: sqlite3.Connection | None = None
         self._encoder: Encoder | None = None
         self._lock = -1
         self._failure: StoreError | None = None
+        self._refused: Changes | None = None  # found no room
         self._logged = 0  # bytes since the last checkpoint, roughly
+        self._copied = False  # most of the log: the rest is left to the writer
+        self._garbage: deque[array[int]] = deque()  # serials that nobody will ask for
+        self._swept: int | None = None  # the search for expired messages is at this serial
+        self._sweep_at = 0.0
 
     async def load(self, broker: Broker) -> None:
-        encoder = Encoder(broker, lambda: self._wall() - self._clock())
+        encoder = Encoder(broker, self._wall, self._clock)
         self._thread = ThreadPoolExecutor(1, "mqttd-store")
+        self._copier = ThreadPoolExecutor(1, "mqttd-checkpoint")
         self._failure = None
+        self._refused = None
+        broker.journal.paging = True
         try:
             await self._call(lambda: self._open(broker, encoder))
         except BaseException:
@@ -99,11 +123,27 @@ class SqliteStore(Store):
         changes = self._encoder.encode(batch)
         return self._call(lambda: self._write(changes))
 
+    def retry(self) -> Awaitable[None]:
+        changes = self._refused
+        assert changes is not None
+        return self._call(lambda: self._write(changes))
+
+    async def pages(self, requests: list[PageRequest]) -> list[list[Delivery]]:
+        read = await self._call(lambda: self._read_pages(requests))
+        offset = self._wall() - self._clock()
+        return [tables.deliveries_of(rows, offset) for rows in read]
+
+    async def tidy(self) -> Tidied:
+        return await self._call(self._tidy)
+
     async def close(self) -> None:
         if self._thread is not None:
             await self._call(self._close)
             self._thread.shutdown()
             self._thread = None
+        if self._copier is not None:
+            self._copier.shutdown()
+            self._copier = None
 
     def _call(self, job: Callable[[], T]) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self._thread, job)
@@ -121,14 +161,21 @@ class SqliteStore(Store):
                 _create(self.path)
             _check(self.path)
         except OSError as error:
-            raise StoreError(f"{self.path}: can't be used: {error.strerror or error}") from error
+            raise StoreError(
+                f"{self.path}: can't be used: {error.strerror or error}; name another place as"
+                ' storage.path, or ":memory:" to keep nothing'
+            ) from error
         try:
             self._db = _connect(self.path, LEVELS[self.durability])
             schema.migrate(self._db)
+            # What was committed when the last broker was killed may not have been synced yet, and
+            # what follows from it must not be acknowledged before it is.
+            _copy_log(self._db)
             began = time.perf_counter()
-            deliveries = _read(
-                self._db, broker, encoder, self._wall() - self._clock(), self._clock()
-            )
+            restorer = Restorer(broker, self._clock())
+            offset = self._wall() - self._clock()
+            garbage, encoder.next_row = tables.read(self._db, restorer, offset)
+            self._garbage = deque([garbage] if garbage else [])
         except sqlite3.Error as error:
             raise StoreError(_explain(self.path, error)) from error
         log.event(
@@ -137,7 +184,7 @@ class SqliteStore(Store):
             path=self.path,
             durability=self.durability,
             sessions=len(broker.sessions),
-            deliveries=deliveries,
+            deliveries=restorer.deliveries,
             retained=broker.retained.count,
             loaded_s=round(time.perf_counter() - began, 3),
         )
@@ -155,22 +202,111 @@ class SqliteStore(Store):
             raise StoreError(
                 f"{self.path}: another broker uses this file (process {holder or 'unknown'})"
             ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode("ascii"), 0)
+        with contextlib.suppress(OSError):  # for people only; a full disk must not be the end here
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"{os.getpid()}\n".encode("ascii"), 0)
 
     def _write(self, changes: Changes) -> None:
-        """One transaction; the first failure is the last."""
+        """One transaction."""
+        db = self._usable()
+        with self._guarded():
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                self._logged += _COMMIT_BYTES + tables.apply(db, changes)
+                db.execute("COMMIT")
+            except sqlite3.Error as error:
+                if not _is_no_room(error):
+                    raise
+                # Nothing of it is in the database; it is tried again as it is.
+                self._refused = changes
+                if db.in_transaction:
+                    db.rollback()
+                raise StoreFull(_explain(self.path, error)) from error
+        self._refused = None
+        self._garbage.extend(changes.garbage)
+        if self._copied or self._logged >= _CHECKPOINT_BYTES:
+            self._checkpoint(db)
+
+    def _checkpoint(self, db: sqlite3.Connection) -> None:
+        """Have the log copied, or copy what came since that was done."""
+        if self._copying is None:
+            assert self._copier is not None
+            self._copying = self._copier.submit(self._copy)
+        elif self._copied:
+            self._copying = None
+            self._copied = False
+            self._logged = 0
+            with self._guarded():
+                _copy_log(db)
+
+    def _copy(self) -> None:
+        """In the copier's thread."""
+        level = LEVELS[self.durability]
+        with self._guarded(), contextlib.closing(_connect(self.path, level)) as db:
+            _copy_log(db)
+        self._copied = True
+
+    def _read_pages(self, requests: list[PageRequest]) -> list[list[tables.PageRow]]:
+        db = self._usable()
+        with self._guarded():
+            return [tables.read_page(db, each.serials, PAGE_BYTES) for each in requests]
+
+    def _tidy(self) -> Tidied:
+        """One slice of housekeeping: what was found expired, and whether there is more to do."""
+        db = self._usable()
+        if self._refused is not None:
+            return Tidied([], False)  # every page that is freed now needs room in the log first
+        with self._guarded():
+            try:
+                if self._garbage:
+                    self._drop_garbage(db)
+                expired = self._sweep(db)
+                freed = _give_back(db)
+                self._logged += freed << 12
+            except sqlite3.Error as error:
+                if not _is_no_room(error):
+                    raise
+                if db.in_transaction:
+                    db.rollback()
+                return Tidied([], False)
+        return Tidied(expired, bool(self._garbage or freed or self._swept is not None))
+
+    def _drop_garbage(self, db: sqlite3.Connection) -> None:
+        serials = self._garbage[0]
+        part = serials[:_SLICE_ROWS]
+        db.execute("BEGIN IMMEDIATE")
+        tables.forget(db, part)
+        db.execute("COMMIT")
+        self._logged += len(part) * 64
+        del serials[:_SLICE_ROWS]
+        if not serials:
+            self._garbage.popleft()
+
+    def _sweep(self, db: sqlite3.Connection) -> list[tuple[int, int]]:
+        """A slice of the search for expired messages; it begins when there is one."""
+        wall = self._wall()
+        if self._swept is None:
+            now = self._clock()
+            if now < self._sweep_at or not tables.has_expired(db, wall):
+                return []
+            self._sweep_at = now + _SWEEP_EVERY
+            self._swept = tables.FIRST
+        expired, self._swept = tables.find_expired(db, self._swept, _SLICE_ROWS, wall)
+        return expired
+
+    def _usable(self) -> sqlite3.Connection:
         if self._failure is not None:
             raise self._failure
-        db = self._db
-        assert db is not None
+        assert self._db is not None
+        return self._db
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """The first failure is the last: there is no telling what a disk did that failed once."""
         try:
-            db.execute("BEGIN IMMEDIATE")
-            self._logged += _COMMIT_BYTES + _apply(db, changes)
-            db.execute("COMMIT")
-            if self._logged >= _CHECKPOINT_BYTES:
-                self._logged = 0
-                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            yield
+        except StoreFull:
+            raise
         except sqlite3.Error as error:
             self._failure = StoreError(_explain(self.path, error))
             raise self._failure from error
@@ -179,6 +315,9 @@ class SqliteStore(Store):
             raise
 
     def _close(self) -> None:
+        if self._copying is not None:
+            self._copying.exception()  # which waits for it
+            self._copying = None
         db, self._db = self._db, None
         if db is not None:
             # What was reported is in the log already. After a failure this is all that is done:
@@ -197,6 +336,7 @@ def _connect(path: Path, synchronous: str) -> sqlite3.Connection:
     db.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
     db.execute(f"PRAGMA synchronous = {synchronous}")
     db.execute("PRAGMA wal_autocheckpoint = 0")  # not inside a commit that somebody waits for
+    db.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT}")
     db.execute("PRAGMA mmap_size = 0")  # a stray write into mapped pages would go to the file
     return db
 
@@ -280,195 +420,26 @@ def _explain(path: Path, error: sqlite3.Error) -> str:
     return f"{path}: {what} ({detail})" if what else f"{path}: {detail}"
 
 
-# Writing.
+def _is_no_room(error: sqlite3.Error) -> bool:
+    """The disk is full. Never said of a failed sync, after which nothing is certain."""
+    return getattr(error, "sqlite_errorcode", 0) in _NO_ROOM
 
 
-def _apply(db: sqlite3.Connection, changes: Changes) -> int:
-    """Every change of one transaction; returns roughly how many bytes that are."""
-    ended = list(changes.ended)
-    for table in ("subscriptions", "inbound", "wills", "sessions"):
-        _delete(db, table, "client", ended)
-    _put(db, "INSERT OR REPLACE INTO sessions VALUES ", 6, list(changes.sessions.values()))
-    _replace(db, "wills", "client", 8, changes.wills)
-    for client, of_client in changes.subscriptions.items():
-        gone = [(client, name) for name, row in of_client.items() if row is None]
-        if gone:
-            db.executemany("DELETE FROM subscriptions WHERE client = ? AND filter = ?", gone)
-    rows = chain.from_iterable(each.values() for each in changes.subscriptions.values())
-    _put(
-        db,
-        "INSERT OR REPLACE INTO subscriptions (client, filter, qos, no_local,"
-        " retain_as_published, retain_handling, identifier) VALUES ",
-        7,
-        [row for row in rows if row is not None],
-    )
-    begun: list[Row] = []
-    over: list[Row] = []
-    for client, exchanges in changes.inbound.items():
-        for packet_id, there in exchanges.items():
-            (begun if there else over).append((client, packet_id))
-    _put_over(
-        db,
-        "DELETE FROM inbound WHERE rowid IN (WITH over (c, p) AS (VALUES ",
-        2,
-        over,
-        ") SELECT i.rowid FROM over CROSS JOIN inbound AS i"
-        " WHERE i.client = c AND i.packet_id = p)",
-    )
-    _put(db, "INSERT OR REPLACE INTO inbound VALUES ", 2, begun)
-    _replace(db, "retained", "topic", 6, changes.retained)
-    messages = list(changes.messages.values())
-    deliveries = list(changes.deliveries.values())
-    moved = list(changes.moved.values())
-    _delete(db, "deliveries", "serial", changes.settled)
-    _delete(db, "messages", "id", list(changes.done_messages))
-    _put(db, "INSERT INTO messages VALUES ", 7, messages)
-    _put(db, "INSERT INTO deliveries VALUES ", 9, deliveries)
-    _put_over(
-        db,
-        "WITH new (serial, packet_id, state) AS (VALUES ",
-        3,
-        moved,
-        ") UPDATE deliveries SET packet_id = new.packet_id, state = new.state"
-        " FROM new WHERE deliveries.serial = new.serial",
-    )
-    size = sum(len(row[2]) for row in messages if isinstance(row[2], bytes))
-    count = len(messages) + len(deliveries) + len(moved) + len(changes.settled)
-    return size + _ROW_BYTES * (count + len(changes.retained) + len(begun) + len(over))
+def _copy_log(db: sqlite3.Connection) -> None:
+    """Copy what the log holds into the database, as far as nobody is in the way."""
+    try:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    except sqlite3.Error as error:
+        if not _is_no_room(error):  # or the log just goes on growing, as long as it can
+            raise
 
 
-def _replace(
-    db: sqlite3.Connection, table: str, key: str, width: int, rows: dict[str, Row | None]
-) -> None:
-    """Rows that are there or not, one for each key."""
-    _delete(db, table, key, [name for name, row in rows.items() if row is None])
-    there = [row for row in rows.values() if row is not None]
-    _put(db, f"INSERT OR REPLACE INTO {table} VALUES ", width, there)
-
-
-def _delete(db: sqlite3.Connection, table: str, key: str, values: Sequence[str | int]) -> None:
-    if values:
-        rows = [(value,) for value in values]
-        _put_over(db, f"DELETE FROM {table} WHERE {key} IN (VALUES ", 1, rows, ")")
-
-
-def _put(db: sqlite3.Connection, head: str, width: int, rows: Sequence[Row]) -> None:
-    if rows:
-        _put_over(db, head, width, rows, "")
-
-
-def _put_over(
-    db: sqlite3.Connection, head: str, width: int, rows: Sequence[Row], tail: str
-) -> None:
-    """Run a statement over a list of rows, as many at a time as can be."""
-    at = 0
-    left = len(rows)
-    marks = "(" + ",".join("?" * width) + ")"
-    for group in _GROUPS:
-        if left < group:
-            continue
-        statement = head + ",".join([marks] * group) + tail
-        while left >= group:
-            db.execute(statement, list(chain.from_iterable(rows[at : at + group])))
-            at += group
-            left -= group
-
-
-# Reading.
-
-
-def _read(
-    db: sqlite3.Connection, broker: Broker, encoder: Encoder, offset: float, now: float
-) -> int:
-    """Put everything into a fresh broker; returns how many deliveries there were."""
-    restorer = Restorer(broker, now)
-
-    def instant(wall: float | None) -> float:
-        """The core's clock for a wall clock time; 0.0 for none, so never that for an instant."""
-        return 0.0 if wall is None else max(wall - offset, 1e-9)
-
-    for client, user, expiry, connected, expires_at, will_at in db.execute(
-        "SELECT client, user, expiry, connected, expires_at, will_at FROM sessions"
-    ):
-        restorer.session(
-            client, user, expiry, bool(connected), instant(expires_at), instant(will_at)
-        )
-    for client, topic, payload, qos, retain, delay, lasts, properties in db.execute(
-        "SELECT client, topic, payload, qos, retain, delay, expiry, properties FROM wills"
-    ):
-        restorer.will(client, Will(topic, payload, qos, bool(retain), delay, lasts, properties))
-    for client, name, qos, no_local, as_published, handling, identifier in db.execute(
-        "SELECT client, filter, qos, no_local, retain_as_published, retain_handling, identifier"
-        " FROM subscriptions ORDER BY id"
-    ):
-        restorer.subscription(
-            client, name, qos, bool(no_local), bool(as_published), handling, identifier
-        )
-    for client, packet_id in db.execute("SELECT client, packet_id FROM inbound"):
-        restorer.inbound(client, packet_id)
-    next_serial = _read_deliveries(db, restorer, encoder, instant)
-    for topic, payload, qos, properties, expires_at, origin in db.execute(
-        "SELECT topic, payload, qos, properties, expires_at, origin FROM retained"
-    ):
-        restorer.retained(
-            _message(topic, payload, qos, True, properties, instant(expires_at), origin)
-        )
-    restorer.finish(next_serial)
-    return restorer.deliveries
-
-
-def _read_deliveries(
-    db: sqlite3.Connection,
-    restorer: Restorer,
-    encoder: Encoder,
-    instant: Callable[[float | None], float],
-) -> int:
-    """Every delivery with its message; returns the first serial that is free."""
-    messages: dict[int, Message] = {}
-    rows: Iterable[tuple[int, str, bytes, int, int, bytes, float | None]] = db.execute(
-        "SELECT id, topic, payload, qos, retain, properties, expires_at FROM messages"
-    )
-    topics: dict[str, str] = {}  # one object for all messages of a topic
-    for number, topic, payload, qos, retain, properties, expires_at in rows:
-        topic = topics.setdefault(topic, topic)
-        messages[number] = _message(
-            topic, payload, qos, bool(retain), properties, instant(expires_at), ""
-        )
-    owners = dict.fromkeys(messages, 0)
-    last = 0
-    for serial, client, share, number, packet_id, state, qos, retain, identifiers in db.execute(
-        "SELECT serial, client, share, message, packet_id, state, qos, retain, identifiers"
-        " FROM deliveries ORDER BY serial"
-    ):
-        last = serial
-        if number not in messages:
-            raise sqlite3.DatabaseError(f"is damaged: delivery {serial} has lost its message")
-        owners[number] += 1
-        restorer.delivery(
-            client,
-            share or "",
-            messages[number],
-            number,
-            serial,
-            packet_id,
-            state,
-            qos,
-            bool(retain),
-            identifiers,
-        )
-    encoder.next_row = max(messages, default=0) + 1
-    encoder.shared = {number: count for number, count in owners.items() if count > 1}
-    return last + 1
-
-
-def _message(
-    topic: str,
-    payload: bytes,
-    qos: int,
-    retain: bool,
-    properties: bytes,
-    expires_at: float,
-    origin: str,
-) -> Message:
-    key = topic.encode("utf-8")
-    return Message(topic, key, payload, qos, retain, properties, expires_at, origin)
+def _give_back(db: sqlite3.Connection) -> int:
+    """Give free pages at the end of the file back to the disk; returns how many."""
+    free: int = db.execute("PRAGMA freelist_count").fetchone()[0]
+    total: int = db.execute("PRAGMA page_count").fetchone()[0]
+    count = min(free - max(_FREE_PAGES, total >> 3), _SLICE_PAGES)
+    if count <= 0:
+        return 0
+    db.execute(f"PRAGMA incremental_vacuum({count})").fetchall()
+    return count

@@ -17,6 +17,7 @@ from mqttd.core.journal import Journal
 from mqttd.core.message import Message
 from mqttd.core.outbound import Outbound
 from mqttd.core.packets import Publish, Pubrel, Record
+from mqttd.core.queue import Queue
 from mqttd.core.session import Context, Session
 from mqttd.core.settings import Settings
 from mqttd.core.trie import Subscription, Trie
@@ -141,6 +142,11 @@ def pubrels(session: Session) -> list[int]:
     for packet in found:
         assert isinstance(packet, Pubrel), packet
     return [packet.packet_id for packet in found if isinstance(packet, Pubrel)]
+
+
+def waiting(queue: Queue | None) -> list[bytes]:
+    """The payloads in the head of a queue, which is all of it unless a store has the rest."""
+    return [] if queue is None else [delivery.message.payload for delivery in queue.head]
 
 
 def publish_as(session: Session, message: Message, now: float = 0.0, qos: int = -1) -> None:

@@ -19,6 +19,7 @@ from mqttd.core.packets import (
     Subscribe,
     Will,
 )
+from mqttd.core.queue import Queue
 from mqttd.core.session import Session
 from mqttd.core.settings import NEVER
 from tests.core.rig import make_settings
@@ -213,8 +214,10 @@ def test_a_fault_in_one_answer_does_not_cost_the_others_theirs() -> None:
     other = h.open()
     request = encode_packet(Connect(client_id="other", properties=asked), 5)
     other.send_raw(request + encode_packet(Subscribe(1, [Filter("t", 1)]), 5))
-    broken: Any = deque(["no delivery"])
-    h.broker.sessions["c"].queue = broken
+    broken: Any = "no delivery"
+    queue = Queue(0, False)
+    queue.head.append(broken)
+    h.broker.sessions["c"].queue = queue
     h.commit()
     assert [type(packet) for packet in other.recv()] == [Connack, Suback]
     assert h.broker.counters.bugs == 1

@@ -221,6 +221,15 @@ def test_unsubscribing_ends_a_replay() -> None:
     assert not h.broker.ready
 
 
+def test_a_group_that_its_session_no_longer_counts_ends_as_well() -> None:
+    h = Harness()
+    client = h.client("c")
+    client.subscribe("$share/g/t", 1)
+    h.broker.sessions["c"].grouped = None
+    assert client.unsubscribe("$share/g/t").reasons == [0]
+    assert h.broker.trie.node_count == 0
+
+
 def test_a_group_ends_with_its_last_member_and_keeps_its_queue_till_then() -> None:
     h = Harness()
     for name in ("a", "b"):

@@ -37,7 +37,7 @@ def written(link: Outbound) -> list[Publish]:
 def owe(rig: Rig, message: Message) -> Delivery:
     """A delivery of this message that is to become durable."""
     delivery = Delivery(message, 1, False, b"", None)
-    rig.journal.add("somebody", delivery)
+    rig.journal.add(1, delivery)
     return delivery
 
 
@@ -402,10 +402,10 @@ def test_a_promise_about_deliveries_alone_leaves_when_the_last_is_settled() -> N
     link.promise(FRAME, rig.journal.seq, message, True)
     assert message.holder is link
     link.release()
-    rig.journal.settle("somebody", first)
+    rig.journal.settle(1, first)
     link.release()
     assert link.data_to_send() == b""
-    assert rig.journal.settle("somebody", second)
+    assert rig.journal.settle(1, second)
     link.release()
     assert link.data_to_send() == FRAME
     assert not rig.context.holding
@@ -452,7 +452,7 @@ def test_a_settled_promise_does_not_overtake_an_older_one() -> None:
     link.promise(FRAME, rig.journal.record(1, "c"), None, False)
     delivery = owe(rig, message)
     link.promise(OTHER, rig.journal.seq, message, True)
-    rig.journal.settle("somebody", delivery)
+    rig.journal.settle(1, delivery)
     link.release()
     assert link.data_to_send() == b""
     rig.commit()

@@ -73,6 +73,8 @@ def test_what_concerns_several_sessions_is_left_to_the_broker() -> None:
         router.forward(b"", 0, matched, session, 0.0)
     with pytest.raises(AssertionError, match="route"):
         router.route(message, matched, None, 0.0)
+    with pytest.raises(AssertionError, match="storable"):
+        router.storable(message, matched)
     with pytest.raises(AssertionError, match="retain"):
         router.retain(message)
     with pytest.raises(AssertionError, match="subscribe"):

@@ -20,6 +20,7 @@ from tests.core.rig import (
     publishes,
     pubrels,
     sent,
+    waiting,
 )
 from tests.core.vectors import untimed
 
@@ -172,7 +173,7 @@ def test_no_more_than_the_receive_maximum_is_under_way(qos: int) -> None:
     give(session, b"0", qos=0)
     assert payloads(session) == [b"a", b"b", b"0"]
     assert session.room() == 0
-    assert [delivery.message.payload for delivery in session.queue or ()] == [b"c", b"d"]
+    assert waiting(session.queue) == [b"c", b"d"]
     assert balanced(rig, session)
 
 
@@ -446,14 +447,33 @@ def test_a_smaller_receive_maximum_spreads_the_repetitions() -> None:
     assert order == [[(b"a", True), (b"b", True)], [(b"c", True)], [(b"d", False)], [(b"e", False)]]
 
 
-def test_pubrels_take_no_place_of_the_receive_maximum() -> None:
+def test_pubrels_go_out_whatever_the_receive_maximum() -> None:
+    """[MQTT-3.3.4-10] though their exchanges count in it until PUBCOMP [MQTT-3.3.4-9]."""
     rig = Rig()
     session = rig.session(durable=True)
     give(session, b"a", b"b", b"c", qos=2)
     session.on_pubrec(1, 0, 0.0)
     session.on_pubrec(2, 0, 0.0)
     reconnect(rig, session, 1)
-    assert [type(packet).__name__ for packet in sent(session)] == ["Pubrel", "Pubrel", "Publish"]
+    assert [type(packet).__name__ for packet in sent(session)] == ["Pubrel", "Pubrel"]
+    session.on_pubcomp(1, 0.0)
+    assert sent(session) == []
+    session.on_pubcomp(2, 0.0)
+    assert [packet.payload for packet in publishes(session)] == [b"c"]
+
+
+def test_what_was_lined_up_but_never_sent_may_expire() -> None:
+    """[MQTT-3.3.2-5] A packet identifier alone is no beginning."""
+    rig = Rig(durable=True)
+    session = rig.session(durable=True)
+    give(session, b"two", qos=2)
+    publish_as(session, make_message(b"one", expires_at=5.0), qos=1)
+    session.detach()
+    rig.commit()
+    session.attach(rig.link(), 10)
+    session.pump(5.0)
+    assert payloads(session) == [b"two"]
+    assert rig.context.counters.dropped == {"expired": 1}
 
 
 def test_what_is_acknowledged_before_its_repetition_is_not_repeated() -> None:
@@ -578,7 +598,11 @@ def test_the_store_learns_the_identifier_of_a_message_that_was_queued() -> None:
     assert b"b" not in [packet.payload for packet in sent(session) if isinstance(packet, Publish)]
     batch = rig.journal.take()
     assert batch is not None
-    assert (j.DELIVERY_UPDATE, 2) in [(op.kind, op.number) for op in batch.ops]
+    assert (j.DELIVERY_UPDATE, b"b", 2) in [
+        (op.kind, op.delivery.message.payload, op.delivery.packet_id)
+        for op in batch.ops
+        if op.delivery is not None
+    ]
     rig.journal.commit(batch.seq)
     session.pump(0.0)
     assert payloads(session) == [b"b"]

@@ -1,12 +1,11 @@
 """A session's turns: what shared groups hand to it and take back, and retained replays."""
 
-from collections import deque
-
 import pytest
 
 from mqttd.core import counters as count
 from mqttd.core.inflight import RELEASED, SENT, Delivery
 from mqttd.core.packets import Pubrel
+from mqttd.core.queue import Queue
 from mqttd.core.retained import Retained
 from mqttd.core.session import Replay, Session
 from tests.core.rig import (
@@ -137,8 +136,9 @@ def test_a_member_with_room_asks_for_what_its_group_keeps() -> None:
     assert empty is not None
     kept.queue = None
     publish_as(session, make_message(b"a"))
-    kept_delivery: object = handed(rig, 1)
-    kept.queue = deque([kept_delivery])
+    queue = Queue(0, False)
+    queue.append(handed(rig, 1))
+    kept.queue = queue
     rig.context.queued_groups[kept] = None
     session.pump(0.0)
     assert not rig.context.groups  # no room

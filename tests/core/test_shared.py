@@ -6,14 +6,13 @@ from hypothesis import strategies as st
 
 from mqttd.core import counters as count
 from mqttd.core import journal as j
-from mqttd.core.inflight import Delivery
 from mqttd.core.message import Message
 from mqttd.core.packets import Puback, Publish
 from mqttd.core.session import Session
 from mqttd.core.settings import DROP_NEWEST, DROP_OLDEST
-from mqttd.core.shared import dissolve, distribute, give_back, group_key, pull
+from mqttd.core.shared import dissolve, distribute, give_back, pull, queue_of
 from mqttd.core.trie import SharedGroup
-from tests.core.rig import FRAME, Rig, make_message, packets, payloads, publishes, sent
+from tests.core.rig import FRAME, Rig, make_message, packets, payloads, publishes, sent, waiting
 from tests.core.vectors import untimed
 
 
@@ -33,11 +32,7 @@ def spread(rig: Rig, group: SharedGroup, *names: bytes, qos: int = 1, now: float
 
 def kept(group: SharedGroup) -> list[bytes]:
     """The payloads in the group's queue."""
-    found: list[bytes] = []
-    for delivery in group.queue or ():
-        assert isinstance(delivery, Delivery)
-        found.append(delivery.message.payload)
-    return found
+    return waiting(queue_of(group))
 
 
 def leave(session: Session, rig: Rig) -> None:
@@ -51,10 +46,11 @@ def settle_all(session: Session) -> None:
 
 
 def balanced(rig: Rig, group: SharedGroup, *sessions: Session) -> bool:
-    waiting = len(group.queue or ())
-    waiting += sum(len(session.window.deliveries) for session in sessions)
+    queue = queue_of(group)
+    left = 0 if queue is None else len(queue)
+    left += sum(len(session.window.deliveries) for session in sessions)
     counters = rig.counters
-    return counters.matched == counters.delivered + waiting + sum(counters.dropped.values())
+    return counters.matched == counters.delivered + left + sum(counters.dropped.values())
 
 
 # Whose turn it is.
@@ -234,6 +230,18 @@ def test_what_expired_at_the_head_makes_room_in_a_full_queue(overflow: str) -> N
     assert balanced(rig, group)
 
 
+def test_what_expired_behind_the_head_makes_no_room() -> None:
+    """It goes when its turn comes."""
+    rig = Rig(max_queued_messages=2)
+    group = make_group(rig, rig.session(online=False))
+    spread(rig, group, b"1")
+    distribute(group, make_message(b"2", expires_at=5.0), 0.0, rig.context)
+    spread(rig, group, b"3", now=6.0)
+    assert kept(group) == [b"1", b"2"]
+    assert rig.counters.dropped == {count.DROP_QUEUE_FULL: 1}
+    assert balanced(rig, group)
+
+
 def test_groups_that_wait_are_known_while_they_wait() -> None:
     """So that a session with many groups need not look at each."""
     rig = Rig()
@@ -368,8 +376,11 @@ def test_a_group_is_as_durable_as_its_most_durable_member() -> None:
     spread(rig, group, b"2")
     batch = rig.journal.take()
     assert batch is not None
-    assert [(op.kind, op.owner) for op in batch.ops] == [(j.DELIVERY_ADD, "$share/g/t")]
-    assert group_key(group) == "$share/g/t"
+    assert [(op.kind, op.owner, op.name, op.number) for op in batch.ops] == [
+        (j.GROUP_SAVE, "g", "t", group.number),
+        (j.DELIVERY_ADD, "", "", group.number),
+    ]
+    assert group.number not in (0, fleeting.number, lasting.number)
 
 
 def test_a_message_changes_its_owner_when_it_is_handed_out() -> None:
@@ -382,15 +393,15 @@ def test_a_message_changes_its_owner_when_it_is_handed_out() -> None:
     pull(group, 0.0, rig.context)
     batch = rig.journal.take()
     assert batch is not None
-    assert [(op.kind, op.owner) for op in batch.ops] == [
-        (j.DELIVERY_SETTLE, "$share/g/t"),
-        (j.DELIVERY_ADD, "a"),
+    assert [(op.kind, op.number) for op in batch.ops] == [
+        (j.DELIVERY_SETTLE, group.number),
+        (j.DELIVERY_ADD, session.number),
     ]
 
 
 @pytest.mark.parametrize("durable", [False, True])
-def test_handing_out_to_a_fleeting_member_frees_the_publisher(durable: bool) -> None:
-    """Nothing durable is at stake any more, so the acknowledgement need not wait."""
+def test_what_was_handed_out_frees_the_publisher_when_it_is_done(durable: bool) -> None:
+    """Or when it is durable as its member's own; to one that doesn't last it is only lent."""
     rig = Rig(durable=True)
     lasting = rig.session("lasting", online=False, durable=True)
     taker = rig.session("taker", online=False, durable=durable)
@@ -403,9 +414,29 @@ def test_handing_out_to_a_fleeting_member_frees_the_publisher(durable: bool) -> 
     taker.attach(rig.link(), 10)
     pull(group, 0.0, rig.context)
     assert payloads(taker) == [b"x"]
-    assert packets(publisher.data_to_send()) == ([] if durable else [Puback(7)])
-    rig.commit()
-    assert packets(publisher.data_to_send()) == ([Puback(7)] if durable else [])
+    assert packets(publisher.data_to_send()) == []
+    if durable:
+        rig.commit()
+    else:
+        taker.on_puback(1, 0, 0.0)
+        assert rig.journal.elided == 1
+    assert packets(publisher.data_to_send()) == [Puback(7)]
+
+
+def test_handing_out_at_qos_0_frees_the_publisher() -> None:
+    """Nothing durable is at stake any more, so the acknowledgement need not wait."""
+    rig = Rig(durable=True)
+    lasting = rig.session("lasting", online=False, durable=True)
+    taker = rig.session("taker", online=False)
+    group = make_group(rig, lasting, taker, qos=0)
+    publisher = rig.link()
+    message = make_message(b"x")
+    distribute(group, message, 0.0, rig.context)
+    publisher.promise(FRAME, rig.journal.seq, message, False)
+    taker.attach(rig.link(), 10)
+    pull(group, 0.0, rig.context)
+    assert payloads(taker) == [b"x"]
+    assert packets(publisher.data_to_send()) == [Puback(7)]
 
 
 @pytest.mark.parametrize("holds", [False, True])
@@ -432,9 +463,9 @@ def test_what_is_given_back_is_kept_as_the_groups_again() -> None:
     leave(session, rig)
     batch = rig.journal.take()
     assert batch is not None
-    assert [(op.kind, op.owner) for op in batch.ops] == [
-        (j.DELIVERY_SETTLE, "a"),
-        (j.DELIVERY_ADD, "$share/g/t"),
+    assert [(op.kind, op.number, op.serial) for op in batch.ops] == [
+        (j.DELIVERY_SETTLE, session.number, 1),
+        (j.DELIVERY_ADD, group.number, -1),
     ]
 
 
