@@ -147,6 +147,11 @@ class Process:
         self.up.clear()
         return status
 
+    @property
+    def process_id(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     async def kill(self) -> None:
         """SIGKILL; the broker must have been alive until now."""
         process = self._process
