@@ -3,17 +3,21 @@
 `Shelf` keeps what batches of the journal say of deliveries, by serial, and makes new objects of it
 for a page, as a store on a disk does. `Paged` is the harness that has one: `commit` writes what was
 journalled and serves the pages that are wanted; a test that looks in between does so by `write`,
-`ask` and `serve`.
+`ask` and `serve`. A payload of `HALF` fills half a head of somebody who is absent.
 """
 
 from mqttd.core import journal as j
 from mqttd.core.inflight import QUEUED, Delivery
 from mqttd.core.journal import Batch
 from mqttd.core.message import Message
+from mqttd.core.packets import Connect, Filter, Publish, Subscribe
+from mqttd.core.queue import Queue
 from mqttd.core.restore import stored_delivery
-from mqttd.core.session import PageRequest
+from mqttd.core.session import PageRequest, Session
 from mqttd.core.settings import Settings
-from tests.harness import Harness
+from tests.core.rig import make_settings
+from tests.core.vectors import props
+from tests.harness import FakeClient, Harness
 
 
 class Row:
@@ -175,3 +179,60 @@ class Paged(Harness):
         ended = counters.delivered + sum(counters.dropped.values())
         assert counters.matched == ended + queued + inflight
         assert counters.bugs == 0
+
+
+HALF = 33 << 10
+
+
+def paged(**values: object) -> Paged:
+    return Paged(make_settings(**values))
+
+
+def come(h: Paged, *, clean: bool = False, maximum: int = 1000, ack: bool = True) -> FakeClient:
+    """The client "c", connected; its CONNACK may wait for a commit."""
+    client = h.open()
+    client.auto_ack = ack
+    asked = props(session_expiry_interval=1000, receive_maximum=maximum)
+    client.send(Connect(clean_start=clean, client_id="c", properties=asked))
+    return client
+
+
+def subscribed(h: Paged, qos: int = 2) -> FakeClient:
+    client = come(h)
+    client.send(Subscribe(1, [Filter("t", qos)]))
+    h.commit()
+    client.recv()
+    return client
+
+
+def absent(h: Paged) -> Session:
+    """The session "c", subscribed to "t" and without a connection."""
+    subscribed(h).drop()
+    h.commit()
+    return h.broker.sessions["c"]
+
+
+def send(h: Paged, *names: int, qos: int = 1, expires_at: float = 0.0, size: int = 0) -> None:
+    for name in names:
+        payload = b"%d" % name
+        payload += bytes(max(0, size - len(payload)))
+        h.broker.publish(Message("t", b"t", payload, qos, False, b"", expires_at, "p"), h.now)
+    h.flush()
+
+
+def names(packets: list[Publish]) -> list[int]:
+    return [int(packet.payload.rstrip(b"\0")) for packet in packets]
+
+
+def queue_of(session: Session) -> Queue:
+    assert session.queue is not None
+    return session.queue
+
+
+def deep(h: Paged, size: int = 200) -> Session:
+    """An absent session for which 0, 1, 2 … wait: 64 in the head, the rest in the store."""
+    session = absent(h)
+    send(h, *range(size))
+    h.commit()
+    assert (len(queue_of(session).head), queue_of(session).tail) == (64, size - 64)
+    return session
