@@ -259,9 +259,10 @@ class Broker(Router):
         who wait for the batch that failed are told; it may be delivered nevertheless, as any
         message whose acknowledgement was lost.
         """
-        if self.journal.refusing:
-            return
+        told = self.journal.refusing
         self.journal.refusing = code
+        if told:
+            return
         for connection in list(self.context.holding):
             assert isinstance(connection, Connection)
             try:

@@ -401,3 +401,17 @@ def test_a_pubrel_is_no_obstacle_to_a_replay() -> None:
     turn(rig, session)
     assert isinstance(sent(session)[0], Pubrel)
     assert session.quota == 0
+
+
+def test_what_was_lined_up_but_never_sent_may_expire() -> None:
+    """[MQTT-3.3.2-5] A packet identifier alone is no beginning."""
+    rig = Rig(durable=True)
+    session = rig.session(durable=True)
+    publish_as(session, make_message(b"two", qos=2), qos=2)
+    publish_as(session, make_message(b"one", expires_at=5.0), qos=1)
+    session.detach()
+    rig.commit()
+    session.attach(rig.link(), 10)
+    session.pump(5.0)
+    assert payloads(session) == [b"two"]
+    assert rig.context.counters.dropped == {"expired": 1}
