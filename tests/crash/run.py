@@ -202,13 +202,12 @@ class Run:
             publisher.quiet = True
         for mourner in self.mourners:
             mourner.ending = True
-        self.keeper.ending = True
+        self.keeper.ending = self.toggler.ending = True
         mourning = self._tasks[-len(self.mourners) :]
         if not await self._until(lambda: all(p.finished for p in self.publishers)):
             self.wrong.append("publishers still wait for acknowledgements")
         if not await self._until(lambda: all(task.done() for task in mourning)):
             self.wrong.append("mourners still wait")
-        self.toggler.ending = True
         loop = asyncio.get_running_loop()
         quiet_since, before = loop.time(), -1
         while self._missing() and loop.time() - quiet_since < PATIENCE:
