@@ -76,6 +76,7 @@ class Broker(Router):
         self._deadlines: list[Deadline] = []
         self._order: int = 0
         self._sweep_at: float = 0.0
+        self._ended: dict[str, int] = {}  # client id → batch that ends its last session
 
     # What the shell calls.
 
@@ -233,6 +234,9 @@ class Broker(Router):
         """Batches up to `seq` are durable: release what waited for them."""
         self.journal.commit(seq)
         context = self.context
+        context.now = now
+        if self._ended:
+            self._ended = {name: at for name, at in self._ended.items() if at > seq}
         for connection in list(context.holding):
             assert isinstance(connection, Connection)
             try:
@@ -352,18 +356,18 @@ class Broker(Router):
             duel_at = session.duel_at
             # Taking over may have ended it: a session without expiry ends with its connection.
             session = self.sessions.get(client_id)
-        dropped = 0
         expiry = wanted_expiry(connect, self.settings)
         if self.journal.refusing and expiry and (session is None or connect.clean_start):
             raise ProtocolError(self.journal.refusing, "", "the store takes no other session")
         if session is not None and connect.clean_start:
             # [MQTT-3.1.2-4] [MQTT-3.1.4-4]
-            dropped = self._end_session(session, now)
+            self._end_session(session, now)
             session = None
         resumed = session is not None  # [MQTT-3.1.2-5]
         if session is None:  # [MQTT-3.1.2-6]
             session = Session(client_id, owner, self.context)
-            session.barrier = dropped
+            # Session Present 0 says that nothing is left: a crash must not bring it back.
+            session.barrier = self._ended.get(client_id, 0)
             session.duels = duels  # the quarrel goes on though each round has a new session
             session.duel_at = duel_at
             self.sessions[client_id] = session
@@ -621,8 +625,8 @@ class Broker(Router):
             if not group.members:
                 dissolve(group, self.context)
 
-    def _end_session(self, session: Session, now: float) -> int:
-        """Drop a session and all that hangs on it; returns the barrier."""
+    def _end_session(self, session: Session, now: float) -> None:
+        """Drop a session and all that hangs on it."""
         if session.will_at:
             self._publish_will(session, now)
         del self.sessions[session.client_id]
@@ -634,9 +638,10 @@ class Broker(Router):
             self._remove(session, subscription)
         session.subscriptions.clear()
         session.end()
-        if not session.stored:
-            return 0
-        return self.journal.record(journal.SESSION_DROP, session.client_id)
+        if session.stored:
+            barrier = self.journal.record(journal.SESSION_DROP, session.client_id)
+            if barrier:
+                self._ended[session.client_id] = barrier
 
     def _publish_will(self, session: Session, now: float) -> None:
         will = session.will

@@ -237,13 +237,14 @@ class Handshake(Outbound):
 
     def opened(self) -> None:
         self.established = True
+        now = max(self.last_received, self.context.now)
         session = self.session
         if session is not None and session.link is self:
             self.writable = not self.blocked
-            session.pump(self.last_received)
+            session.pump(now)
         if self.suspended:
             self.suspended = False
-            self.run(self.last_received)
+            self.run(now)
 
     def refuse(self, code: int, reason: str) -> None:
         """Answer a CONNECT with an error and close. [MQTT-3.1.4-2] [MQTT-3.14.0-1]"""

@@ -15,6 +15,7 @@ needed: who wants its messages asks for pages.
 
 from mqttd.core.broker import Broker
 from mqttd.core.inflight import Delivery
+from mqttd.core.journal import SESSION_SAVE
 from mqttd.core.message import Message
 from mqttd.core.packets import Will
 from mqttd.core.queue import Queue
@@ -33,6 +34,7 @@ class Restorer:
         self.now = now
         self.deliveries = 0
         self._context = broker.context
+        self._cut_off: list[str] = []  # sessions that were connected
         self._groups: dict[str, SharedGroup] = {}
         self._owners: dict[int, Session | SharedGroup] = {}
 
@@ -56,9 +58,11 @@ class Restorer:
         if not connected:
             session.expires_at = expires_at
             session.will_at = will_at
-        elif expiry_interval != NEVER:
+        else:
             # The connection ended with the broker, and the broker is back only now.
-            session.expires_at = self._instant(self.now + expiry_interval)
+            if expiry_interval != NEVER:
+                session.expires_at = self._instant(self.now + expiry_interval)
+            self._cut_off.append(client_id)
         self.broker.sessions[client_id] = session
 
     def will(self, client_id: str, will: Will) -> None:
@@ -180,6 +184,10 @@ class Restorer:
                 if orphans:
                     give_back(orphans, self._context)
             broker.resume(session, self.now)
+        for client_id in self._cut_off:
+            # Its time runs from here, and another start must not begin it anew.
+            if client_id in broker.sessions:
+                broker.journal.record(SESSION_SAVE, client_id)
         broker.handle_timeout(self.now)
 
     def _instant(self, at: float) -> float:

@@ -90,6 +90,7 @@ class Context:
         self.settings = settings
         self.counters = counters
         self.journal = journal
+        self.now: float = 0.0  # of the last commit: who is released by it has no other clock
         self.runnable: deque[Session] = deque()  # sessions with a replay that can go on
         self.holding: dict[Holder, None] = {}  # connections that hold acknowledgements back
         self.waiting: list[Session] = []  # sessions with a delivery behind a barrier

@@ -1,7 +1,5 @@
 """Deep queues of sessions: expiry, the other qualities of service, and whatever else may happen."""
 
-from collections import deque
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -181,7 +179,7 @@ def test_a_queue_may_end_while_one_of_its_messages_does() -> None:
     client.pause()
     send(h, 1, expires_at=h.now + 5)
     connection = client.connection
-    connection._held = deque([Held(b"\xd0\x00", 0, None, False, True)])
+    connection._held = [Held(b"\xd0\x00", 0, None, False, True)]
     queue_of(session).head[0].message.holder = connection
     h.now += 5
     client.resume()

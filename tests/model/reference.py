@@ -20,8 +20,6 @@ import pickle
 from dataclasses import dataclass, field
 from typing import Final
 
-# mqttd 0.x counts anew at each start what began to run at an earlier one: see `test_found`.
-RESTARTS_PUT_OFF: Final = True
 INFINITY: Final = float("inf")
 WAITING, SENT, RELEASED, DONE = range(4)
 NO_MATCH, NO_SUBSCRIPTION, NOT_FOUND = 0x10, 0x11, 0x92
@@ -109,7 +107,6 @@ class Session:
     connection: int = 0  # 0: none
     stored: bool = False  # it was to survive its connection at some time
     expires_at: float = 0.0
-    cut_off: bool = False  # its last connection ended with a broker
     will: Will | None = None
     will_at: float = 0.0
     subs: dict[str, Sub] = field(default_factory=dict)
@@ -149,8 +146,6 @@ class Connection:
     session: Session
     limit: int  # Receive Maximum
     quota: int = 0
-    asked_at: float = 0.0  # when CONNECT came
-    opened_at: float = 0.0  # and when CONNACK did
     established: bool = False
     sent: set[int] = field(default_factory=set)  # packet ids of PUBLISH packets on it
     released: set[int] = field(default_factory=set)  # and of PUBREL packets
@@ -218,9 +213,10 @@ class Reference:
         session.expiry, session.will = expiry, will
         session.stored = session.stored or expiry > 0
         session.expires_at = session.will_at = 0.0  # [MQTT-3.1.3-9]
-        session.cut_off = False
         connection = Connection(self.number(), session, min(limit, self.max_inflight))
-        connection.quota, connection.asked_at = connection.limit, self.now
+        # [MQTT-3.3.4-9] what has its PUBREC and no PUBCOMP yet counts, whoever sent it when.
+        held = [owed for owed in session.open.values() if owed.state == RELEASED]
+        connection.quota = connection.limit - len(held)
         session.connection = connection.number
         self.connections[connection.number] = connection
         return connection, present, promise
@@ -453,8 +449,7 @@ class Reference:
             for owed in queue:
                 owed.maybe_sent = True
         for session in sorted(sessions.values(), key=lambda each: each.client):
-            if session.connection or (session.cut_off and RESTARTS_PUT_OFF):
-                session.cut_off = True
+            if session.connection:
                 self.lose(session, True)
             else:
                 self._give_back(session)

@@ -1,8 +1,4 @@
-"""What the model test has found and nobody has mended yet, each as small as it gets.
-
-Where the judge lets one of these pass for the time being, the constant is named here. Once the core
-is mended the test turns green, its mark goes, and so do the constant and what depends on it.
-"""
+"""What the model test found in the core, each as small as it gets. All of it is mended."""
 
 from pathlib import Path
 
@@ -23,9 +19,8 @@ def subscribe_to(topic_filter: str, qos: int) -> Subscribe:
     return Subscribe(1, [Filter(topic_filter, qos)])
 
 
-@pytest.mark.xfail(strict=True, reason="a second start counts the expiry from its own beginning")
 def test_session_expiry_goes_on_over_two_starts(disk: Disk) -> None:
-    """`RESTARTS_PUT_OFF`. Who was cut off by a crash expires 5 s after the next start."""
+    """Who was cut off by a crash expires 5 s after the next start."""
     with disk:
         disk.client("a", expiry=5)
         disk.commit()
@@ -37,9 +32,8 @@ def test_session_expiry_goes_on_over_two_starts(disk: Disk) -> None:
                 assert "a" not in third.broker.sessions
 
 
-@pytest.mark.xfail(strict=True, reason="what has its packet identifier is sent without a look")
 def test_message_that_expired_before_it_was_ever_sent(disk: Disk) -> None:
-    """`BEGUN_BEFORE_SENT`. [MQTT-3.3.2-5] the subscriber left before the commit, and came late."""
+    """[MQTT-3.3.2-5] the subscriber left before the commit, and came late."""
     with disk:
         subscriber = disk.client("s", expiry=600)
         subscriber.send(subscribe_to("t", 2))
@@ -53,9 +47,8 @@ def test_message_that_expired_before_it_was_ever_sent(disk: Disk) -> None:
         assert [p for p in subscriber.recv() if isinstance(p, Publish)] == []
 
 
-@pytest.mark.xfail(strict=True, reason="with CONNACK goes what was due when CONNECT came")
 def test_message_that_expired_while_connack_was_held(disk: Disk) -> None:
-    """`HELD_CONNACK_STOPS_CLOCK`. [MQTT-3.3.2-5] [MQTT-3.3.2-6] as of now, not of the CONNECT."""
+    """[MQTT-3.3.2-5] [MQTT-3.3.2-6] as of now, not of the CONNECT."""
     with disk:
         subscriber = disk.client("s", expiry=600)
         subscriber.send(subscribe_to("t", 1))
@@ -69,9 +62,8 @@ def test_message_that_expired_while_connack_was_held(disk: Disk) -> None:
         assert [p for p in subscriber.recv() if isinstance(p, Publish)] == []
 
 
-@pytest.mark.xfail(strict=True, reason="CONNACK does not wait for the end of the session before")
 def test_session_that_the_client_ended_does_not_come_back(disk: Disk) -> None:
-    """`END_NOT_AWAITED`. Session Present 0 told the client to forget: a crash must not undo it."""
+    """Session Present 0 told the client to forget: a crash must not undo it."""
     with disk:
         client = disk.client("a", expiry=600)
         client.send(subscribe_to("t", 2))
