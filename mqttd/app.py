@@ -1,8 +1,8 @@
 """The composition root: a configuration becomes a running broker, and ends as one.
 
-Owns: the order in which the parts start (store, core, flow, listeners) and stop (listeners,
-clients, store); signals; what the operator reads on standard output; the settings of the process
-itself (file descriptors, garbage collection), which only `run` touches, never an embedding.
+Owns: the order in which the parts start (HTTP, store, core, flow, listeners) and stop (listeners,
+clients, store, HTTP); signals; what the operator reads on standard output; the settings of the
+process itself (file descriptors, garbage collection), which only `run` touches, never an embedding.
 
 Must not know: packets, SQL, sockets' options. It knows every other part, and no part knows it.
 
@@ -22,18 +22,21 @@ import signal
 import sys
 from typing import Final
 
-from mqttd import __version__, log
-from mqttd.config import Config, ListenerConfig, StorageConfig
+import mqttd
+from mqttd import log
+from mqttd.config import Config, ListenerConfig, MetricsConfig, StorageConfig
 from mqttd.core.broker import Broker
-from mqttd.core.message import Message
 from mqttd.core.router import Event
+from mqttd.monitor import Monitor, facts_of
 from mqttd.net.flow import Flow
 from mqttd.net.listener import Endpoint, Listener, ListenError
+from mqttd.net.sockets import Place
 from mqttd.net.tls import Tls
 from mqttd.store.base import Store, StoreError
 from mqttd.store.committer import Committer
 from mqttd.store.memory import MemoryStore
 from mqttd.store.sqlite import SqliteStore
+from mqttd.sysinfo import announce
 
 logger: Final = logging.getLogger("mqttd")
 
@@ -54,6 +57,7 @@ class App:
         self.config = config
         self.store = store_of(config.storage) if store is None else store
         self.listeners: list[Listener] = []
+        self.monitor: Monitor | None = None
         self._flow: Flow | None = None
         self._committer: Committer | None = None
         self._stopping: asyncio.Event | None = None
@@ -79,6 +83,11 @@ class App:
 
     async def _start(self) -> None:
         store = self.store
+        monitor = self.monitor = self._make_monitor()
+        await monitor.open()
+        if not self._started:
+            await monitor.close()
+            raise StoreError("stopped before anything was loaded")
         broker = Broker(self.config.to_settings(), store.durable)
         # Nobody else may guess the client id that the broker assigns.
         broker.new_client_id = _random_client_id
@@ -93,6 +102,7 @@ class App:
             self._committer = Committer(store, broker, flow.schedule, self._fail)
             self._committer.start()
         flow.start()
+        monitor.watch(flow)
         for listener_config in self.config.listeners:
             listener = Listener(flow, endpoint_of(listener_config))
             self.listeners.append(listener)
@@ -100,16 +110,22 @@ class App:
             if not self._started:
                 await listener.stop()
                 raise StoreError("stopped before everything was listening")
+        monitor.ready()
+
+    @property
+    def _durability(self) -> str:
+        return self.config.storage.durability if self.store.durable else "none"
+
+    def _make_monitor(self) -> Monitor:
+        config = self.config
+        names = [listener.name for listener in config.listeners]
+        facts = facts_of(mqttd.__version__, self._durability, names, mqttd.COMPILED)
+        return Monitor(config.sys_interval, place_of(config.metrics), facts)
 
     def _announce(self, broker: Broker) -> None:
         """Retained, and never stored: what this broker is, for whoever asks under $SYS."""
-        storage = self.config.storage
-        durability = storage.durability if self.store.durable else "none"
-        for name, value in (("version", f"mqttd {__version__}"), ("durability", durability)):
-            topic = f"$SYS/broker/{name}"
-            key = topic.encode()
-            message = Message(topic, key, value.encode(), 0, True, b"", 0.0, "")
-            broker.retained.set(topic, message)
+        announce(broker, "version", f"mqttd {mqttd.__version__}", 0.0)
+        announce(broker, "durability", self._durability, 0.0)
 
     async def stop(self, grace: float = DRAIN_GRACE) -> None:
         """Stop accepting, say goodbye to every client, settle, close."""
@@ -118,8 +134,12 @@ class App:
         self._started = False
         flow, self._flow = self._flow, None
         listeners, self.listeners = self.listeners, []
+        monitor, self.monitor = self.monitor, None
         # Each step is taken whatever became of the others; the last one stands first here.
         async with contextlib.AsyncExitStack() as steps:
+            if monitor is not None:
+                monitor.end()
+                steps.push_async_callback(monitor.close)
             steps.push_async_callback(self.store.close)
             steps.push_async_callback(self._settle)
             if flow is not None:
@@ -157,6 +177,9 @@ class App:
             for listener in self.listeners:
                 for url in listener.urls:
                     print(f"listening {listener.endpoint.name} {url}")
+            if self.monitor is not None and self.monitor.http is not None:
+                for url in self.monitor.http.urls:
+                    print(f"listening metrics {url}")
             print("ready", flush=True)
             await self._stopping.wait()
             log.event(logger, "stopping")
@@ -195,6 +218,11 @@ def store_of(storage: StorageConfig) -> Store:
     if storage.path == ":memory:":
         return MemoryStore()
     return SqliteStore(storage.path, storage.durability)
+
+
+def place_of(metrics: MetricsConfig | None) -> Place | None:
+    """Where to answer over HTTP, if at all."""
+    return None if metrics is None else Place(metrics.host, metrics.port, metrics.unix_path)
 
 
 def endpoint_of(listener: ListenerConfig) -> Endpoint:

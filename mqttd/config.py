@@ -62,6 +62,7 @@ _LARGEST_PACKET: Final = (
     268_435_460  # the longest remaining length, its four bytes and the first byte
 )
 _SOCKET_PATH_BYTES: Final = 107  # sun_path of Linux without its closing NUL
+_SHORTEST_INTERVAL: Final = 0.1
 _NOT_IN_TOPICS: Final = ("Cc", "Cs")  # control characters, surrogates
 
 
@@ -111,6 +112,13 @@ def _parse_whole_seconds(value: object) -> int:
     if seconds != int(seconds):
         raise _refuse("whole seconds")
     return int(seconds)
+
+
+def _parse_interval(value: object) -> float:
+    seconds = _parse_duration(value)
+    if 0 < seconds < _SHORTEST_INTERVAL:
+        raise _refuse("100ms or more, or 0 for never")
+    return seconds
 
 
 def _parse_expiry(value: object) -> int:
@@ -338,6 +346,32 @@ class LimitsConfig(_Node):
     """Levels of a topic name or filter."""
 
 
+class MetricsConfig(_Node):
+    """Figures for Prometheus, and health checks, over HTTP."""
+
+    bind: Annotated[str, BeforeValidator(_parse_bind), WithJsonSchema({"type": "string"})] = (
+        "127.0.0.1:9883"
+    )
+    """host:port, [v6]:port or unix:/path; whoever can connect can read it."""
+
+    @property
+    def host(self) -> str:
+        return split_bind(self.bind)[0]
+
+    @property
+    def port(self) -> int:
+        return split_bind(self.bind)[1]
+
+    @property
+    def unix_path(self) -> str:
+        """The path of a Unix socket, "" for TCP."""
+        return split_bind(self.bind)[2]
+
+    @property
+    def is_local(self) -> bool:
+        return _is_local(self.bind)
+
+
 class LoggingConfig(_Node):
     """Lines on standard error, one an event."""
 
@@ -360,6 +394,12 @@ class Config(_Node):
         WithJsonSchema({"type": "string", "maxLength": 256, "pattern": _TOPIC_PATTERN}),
     ] = "response"
     """Topic prefix for MQTT 5 clients that request response information; empty gives none."""
+    sys_interval: Annotated[
+        float, BeforeValidator(_parse_interval), Field(ge=0, le=86400), _TIME_SCHEMA
+    ] = 10.0
+    """How often what has changed below $SYS is published; 0 publishes nothing there."""
+    metrics: MetricsConfig | None = None
+    """Answer /metrics, /healthz and /readyz over HTTP. When absent: don't."""
     logging: LoggingConfig = LoggingConfig()
 
     def to_settings(self) -> Settings:
@@ -383,6 +423,11 @@ class Config(_Node):
                     f"listener {listener.name}: nobody can connect to {listener.bind}: it is not"
                     " local, allow_anonymous is not set and there is no way to authenticate"
                 )
+        if self.metrics is not None and not self.metrics.is_local:
+            found.append(
+                f"metrics: {self.metrics.bind} is not local: whoever reaches it can read the"
+                " metrics, nobody is asked who they are"
+            )
         return found
 
 
@@ -484,6 +529,9 @@ def _second_look(config: Config) -> Iterator[tuple[Loc, str, str, str]]:
             yield (*at, "proxy_from"), "found proxy_from", "proxy_protocol: v1 or v2 beside it", ""
         if listener.tls is not None:
             yield from _tls_problems(listener.tls, (*at, "tls"))
+    metrics = config.metrics
+    if metrics is not None and metrics.bind in binds and (metrics.port or metrics.unix_path):
+        yield ("metrics", "bind"), f"found {metrics.bind!r} twice", "an address of its own", ""
 
 
 def _tls_problems(tls: TlsConfig, at: Loc) -> Iterator[tuple[Loc, str, str, str]]:

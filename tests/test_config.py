@@ -89,6 +89,7 @@ def test_the_commented_file_shows_every_key(root: Path) -> None:
     shown = set(re.findall(r"^[ #-]*(\w+):", text, re.MULTILINE))
     models: list[type[BaseModel]] = [Config, config.ListenerConfig, config.TlsConfig]
     models += [config.StorageConfig, config.LimitsConfig, config.LoggingConfig]
+    models += [config.MetricsConfig]
     keys = {name for model in models for name in model.model_fields}
     assert keys <= shown, keys - shown
 

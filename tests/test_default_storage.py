@@ -181,6 +181,7 @@ async def test_a_broker_says_how_durable_it_is(tmp_path: Path) -> None:
         config: dict[str, object] = {
             "listeners": [loopback()],
             "storage": {"path": path, "durability": level},
+            "sys_interval": 0,
         }
         async with running(config) as app:
             found = await retained(app.listeners[0].port, "$SYS/broker/#", *SYS)

@@ -45,6 +45,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], dict[str, object]]] = {
     "`listeners[].tls`": (config.TlsConfig, {"cert": "a", "key": "b"}),
     "`storage`": (config.StorageConfig, {}),
     "`limits`": (config.LimitsConfig, {}),
+    "`metrics`": (config.MetricsConfig, {}),
     "`logging`": (config.LoggingConfig, {}),
 }
 

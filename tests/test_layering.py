@@ -33,7 +33,13 @@ ALONE = {
     "mqttd.yamltree": (),
     "mqttd.config": ("mqttd.yamltree", "mqttd.core.spec", "mqttd.core.settings"),
     "mqttd.log": ("mqttd.core.spec",),
-    "mqttd.metrics": ("mqttd.core.spec", "mqttd.core.counters"),
+    "mqttd.census": ("mqttd.core",),
+    "mqttd.sysinfo": ("mqttd.core", "mqttd.census"),
+    "mqttd.metrics": ("mqttd.core", "mqttd.census"),
+    "mqttd.monitor": (
+        *("mqttd.core", "mqttd", "mqttd.census", "mqttd.sysinfo", "mqttd.metrics"),
+        *("mqttd.net.flow", "mqttd.net.http", "mqttd.net.sockets"),
+    ),
     "mqttd.api": ("mqttd.core",),
     "mqttd.cli": (
         *("mqttd", "mqttd.app", "mqttd.config", "mqttd.log", "mqttd.net.loops"),

@@ -40,7 +40,7 @@ from mqttd.core.shared import (
     queue_of,
 )
 from mqttd.core.topics import split_shared, validate_topic_filter
-from mqttd.core.trie import Matched, Subscription, Target
+from mqttd.core.trie import Matched, Subscription, Target, without_no_local
 
 INFINITY: Final = float("inf")
 _SWEEP_EVERY: Final = 1.0  # seconds between slices of the search for expired retained messages
@@ -469,8 +469,9 @@ class Broker(Router):
         connection = origin.link
         lane = 5 if connection is not None and connection.version >= 5 else 4
         message: Message | None = None
+        counters = self.counters
         targets = matched.targets
-        self.counters.matched += len(targets)
+        counters.matched += len(targets)
         delivered = 0
         for target in targets:
             session = target.subscriber
@@ -489,7 +490,10 @@ class Broker(Router):
             if message is None:
                 message = self._message_of(frame, payload_at, matched, lane, origin)
             self._deliver(message, target, origin, now)
-        self.counters.delivered += delivered
+        counters.delivered += delivered
+        counters.publish_sent += delivered
+        size = len(frame) - payload_at
+        counters.publish_bytes_sent += size if delivered == 1 else size * delivered
         if matched.groups:
             if message is None:
                 message = self._message_of(frame, payload_at, matched, lane, origin)
@@ -533,7 +537,7 @@ class Broker(Router):
             if target.no_local:  # [MQTT-3.8.3-3]
                 self.counters.matched -= 1
                 return False
-            target = _without_no_local(target)
+            target = without_no_local(target)
         qos = target.qos
         if message.qos < qos:  # [MQTT-3.8.4-8]
             qos = message.qos
@@ -692,8 +696,3 @@ def will_message(will: Will, client_id: str, now: float) -> Message:
         expires_at,
         client_id,
     )
-
-
-def _without_no_local(target: Target) -> Target:
-    """What is left of an overlap for the publisher itself: the subscriptions without No Local."""
-    return Target([s for s in target.subscriptions if not s.no_local])

@@ -18,6 +18,7 @@ CLOSED.
 
 from typing import Final
 
+from mqttd.core import counters as count
 from mqttd.core import encode, journal, spec
 from mqttd.core.decode import (
     PublishFields,
@@ -103,7 +104,7 @@ class Connection(Handshake):
             # [MQTT-3.1.2-22] as if the network had failed, after 1.5 times the keep alive.
             self.close(spec.KEEP_ALIVE_TIMEOUT, "keep alive timeout", now)
             return
-        self.counters.connects_refused += 1
+        self.counters.refuse(count.REFUSED_TIMEOUT)
         self.router.note("refused", self.client_id, self.peer, "no CONNECT in time")
         self._leave(True, now)
         self.finish()
@@ -242,7 +243,9 @@ class Connection(Handshake):
         router = self.router
         fields = router.fields
         scan_publish(fields, data, pos, end, first & 15, self.version, True)
-        self.counters.publish_received += 1
+        counters = self.counters
+        counters.publish_received += 1
+        counters.publish_bytes_received += end - fields.payload_at
         alias = fields.topic_alias
         if alias:
             self._resolve_alias(fields)
@@ -276,8 +279,10 @@ class Connection(Handshake):
                     qos | 8 if self.version >= 5 else qos,
                 )
             if qos == 1:  # [MQTT-3.3.4-1]
+                counters.publish_received_qos1 += 1
                 self._publish_qos1(fields.packet_id, message, matched, session, reserved, now)
             elif qos == 2:
+                counters.publish_received_qos2 += 1
                 self._publish_qos2(fields.packet_id, message, matched, session, reserved, now)
             elif reserved:
                 self.counters.publish_refused += 1

@@ -1,13 +1,15 @@
 """What the broker counts: plain integers, added to in place.
 
-Owns: the counters and the reasons a message may be dropped for. An attribute increment is the whole
-cost on the hot path; whoever publishes the numbers reads them at scrape time.
+Owns: the counters, the reasons a message may be dropped for and those a connection may be refused
+for. An attribute increment is the whole cost on the hot path; whoever publishes the numbers reads
+them at scrape time.
 
 Must not know: Prometheus, `$SYS`, clocks, rates.
 
 Invariant (the balance): every message × matching subscription ends in exactly one state, so at rest
 `matched == delivered + queued + inflight + sum(dropped.values())`, where queued and inflight are
-read from the sessions (`Broker.balance`). A test holds it.
+read from the sessions (`Broker.balance`). A test holds it. Reasons come from this file and from the
+reason codes of CONNACK, so there are few of them.
 """
 
 from typing import Final
@@ -22,6 +24,10 @@ DROP_REFUSED: Final = "refused_by_receiver"  # PUBACK or PUBREC with 0x80 or abo
 DROP_LOST: Final = "lost_by_store"  # the store no longer has what it was left
 DROP_NO_MEMBER: Final = "no_shared_member"  # QoS 0, and no member of the group could take it
 
+REFUSED_HANDSHAKE: Final = "handshake"  # TLS or the header of a proxy, before MQTT began
+REFUSED_NOT_CONNECT: Final = "not_connect"  # the first packet is another one
+REFUSED_TIMEOUT: Final = "no_connect_in_time"
+
 
 class Counters:
     """Totals since the broker began. The core writes; so does the shell, what it refuses."""
@@ -30,13 +36,22 @@ class Counters:
         self.connections_total: int = 0
         self.connections: int = 0  # transports open now
         self.clients_connected: int = 0  # CONNECT accepted and not yet gone
+        self.clients_maximum: int = 0  # the most that were connected at once
+        self.connects_accepted: int = 0
         self.connects_refused: int = 0
+        self.refused: dict[str, int] = {}  # the same, by reason
         self.bytes_received: int = 0
         self.bytes_sent: int = 0
         self.packets_received: int = 0
-        self.packets_sent: int = 0
+        self.packets_sent: int = 0  # without PUBLISH
         self.publish_received: int = 0
+        self.publish_received_qos1: int = 0
+        self.publish_received_qos2: int = 0
+        self.publish_bytes_received: int = 0  # of payload
         self.publish_sent: int = 0
+        self.publish_sent_qos1: int = 0
+        self.publish_sent_qos2: int = 0
+        self.publish_bytes_sent: int = 0
         self.publish_refused: int = 0
         self.answers_too_large: int = 0  # connections ended since the client could not take one
         self.matched: int = 0
@@ -49,6 +64,18 @@ class Counters:
         self.hook_failures: int = 0
         self.bugs: int = 0
         self.dropped: dict[str, int] = {}
+
+    def admit(self) -> None:
+        """Count a CONNECT that was accepted."""
+        self.connects_accepted += 1
+        self.clients_connected += 1
+        if self.clients_connected > self.clients_maximum:
+            self.clients_maximum = self.clients_connected
+
+    def refuse(self, reason: str) -> None:
+        """Count a connection that ended without a CONNECT that was accepted."""
+        self.connects_refused += 1
+        self.refused[reason] = self.refused.get(reason, 0) + 1
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Count `count` message × subscription pairs that end here, for `reason`."""

@@ -12,6 +12,7 @@ CONNACK leaves, and nothing but AUTH before it; while a decider is awaited the c
 
 from typing import Final
 
+from mqttd.core import counters as count
 from mqttd.core import encode, spec
 from mqttd.core.auth import AuthStep, Verdict
 from mqttd.core.decode import decode_auth, decode_connect
@@ -83,7 +84,7 @@ class Handshake(Outbound):
 
     def _not_connect(self) -> None:
         self.router.note("refused", "", self.peer, "first packet is not CONNECT")
-        self.counters.connects_refused += 1
+        self.counters.refuse(count.REFUSED_NOT_CONNECT)
         self.state = CLOSED
         self.finish()
 
@@ -202,7 +203,7 @@ class Handshake(Outbound):
             )
         self.session = session
         self.state = OPEN  # [MQTT-3.2.0-2] from here errors are a DISCONNECT
-        self.counters.clients_connected += 1
+        self.counters.admit()
         self.router.note("connect", self.client_id, self.peer, describe(connect, session.resumed))
         self.connect = None
         self._framer.max_packet_size = settings.max_packet_size
@@ -248,11 +249,11 @@ class Handshake(Outbound):
 
     def refuse(self, code: int, reason: str) -> None:
         """Answer a CONNECT with an error and close. [MQTT-3.1.4-2] [MQTT-3.14.0-1]"""
-        self.counters.connects_refused += 1
         self.router.note("refused", self.client_id, self.peer, reason)
         self.state = CLOSED
         if code not in spec.REASONS[spec.CONNACK]:
             code = spec.UNSPECIFIED_ERROR  # [MQTT-3.2.2-8] whatever a decider came up with
+        self.counters.refuse(spec.reason_name(code).lower().replace(" ", "_"))
         if self.version >= 5:
             properties = Properties()
             if self.wants_reasons and reason:

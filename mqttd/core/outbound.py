@@ -140,10 +140,12 @@ class Outbound(Link):
     # PUBLISH.
 
     def send_frame(self, frame: bytes) -> None:
-        """A QoS 0 PUBLISH as it came; only for a connection whose `lane` is the sender's."""
+        """A QoS 0 PUBLISH as it came; only for a connection whose `lane` is the sender's.
+
+        The caller counts it, with all others that get the same frame.
+        """
         self._out.append(frame)
         self._out_size += len(frame)
-        self.counters.publish_sent += 1
         if not self.dirty:
             self.dirty = True
             self.dirty_list.append(self)
@@ -182,6 +184,10 @@ class Outbound(Link):
             out.append(head)
             out.append(packet_id_bytes(packet_id))
             out.append(tail)
+            if qos == 1:
+                self.counters.publish_sent_qos1 += 1
+            else:
+                self.counters.publish_sent_qos2 += 1
         else:
             if self.max_send and size > self.max_send:
                 self.counters.drop(count.DROP_TOO_LARGE)
@@ -189,6 +195,7 @@ class Outbound(Link):
             self._out.append(head)
         self._out_size += size
         self.counters.publish_sent += 1
+        self.counters.publish_bytes_sent += len(message.payload)
         if not self.dirty:
             self.dirty = True
             self.dirty_list.append(self)
@@ -244,6 +251,11 @@ class Outbound(Link):
         self._out.append(frame)
         self._out_size += len(frame)
         self.counters.publish_sent += 1
+        self.counters.publish_bytes_sent += len(message.payload)
+        if qos == 1:
+            self.counters.publish_sent_qos1 += 1
+        elif qos:
+            self.counters.publish_sent_qos2 += 1
         if not self.dirty:
             self.dirty = True
             self.dirty_list.append(self)

@@ -38,7 +38,7 @@ class Queue:
         self.expiry: float = 0.0  # nothing in here expires before this; 0.0 = nothing does
         self.wanting: bool = False  # a page was asked for and hasn't come
         self.closed: bool = False  # its owner has gone: a page that still comes is nobody's
-        self._bytes: int = 0  # of payload in the head
+        self.payload_bytes: int = 0  # of the head
         self.chunks: deque[array[int]] = deque()  # the serials of the tail
 
     def __len__(self) -> int:
@@ -51,13 +51,13 @@ class Queue:
         if not self.paging:
             return True
         if present:
-            return len(self.head) < PAGE and self._bytes < PAGE_BYTES
-        return len(self.head) < _ABSENT and self._bytes < _ABSENT_BYTES
+            return len(self.head) < PAGE and self.payload_bytes < PAGE_BYTES
+        return len(self.head) < _ABSENT and self.payload_bytes < _ABSENT_BYTES
 
     def append(self, delivery: Delivery) -> None:
         """Add to the head, after `has_room` said so, or behind a page."""
         self.head.append(delivery)
-        self._bytes += len(delivery.message.payload)
+        self.payload_bytes += len(delivery.message.payload)
         self.note_expiry(delivery.message.expires_at)
 
     def note_expiry(self, expires_at: float) -> None:
@@ -67,13 +67,13 @@ class Queue:
     def put_first(self, delivery: Delivery) -> None:
         """Give back what was taken."""
         self.head.appendleft(delivery)
-        self._bytes += len(delivery.message.payload)
+        self.payload_bytes += len(delivery.message.payload)
         self.note_expiry(delivery.message.expires_at)
 
     def pop(self) -> Delivery:
         """Take the first of the head, which isn't empty."""
         delivery = self.head.popleft()
-        self._bytes -= len(delivery.message.payload)
+        self.payload_bytes -= len(delivery.message.payload)
         return delivery
 
     def expire(self, now: float) -> list[Delivery]:
@@ -81,7 +81,7 @@ class Queue:
         gone: list[Delivery] = []
         left = list(self.head)
         self.head.clear()
-        self._bytes = 0
+        self.payload_bytes = 0
         self.expiry = 0.0
         for delivery in left:
             expires_at = delivery.message.expires_at
@@ -109,7 +109,7 @@ class Queue:
         """A page is wanted."""
         if self.tail == 0 or self.wanting:
             return False
-        return 2 * len(self.head) < PAGE and 2 * self._bytes < PAGE_BYTES
+        return 2 * len(self.head) < PAGE and 2 * self.payload_bytes < PAGE_BYTES
 
     def begin_page(self, limit: int, durable: int) -> list[int]:
         """Take the next serials out of the tail, none above `durable`."""

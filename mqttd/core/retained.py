@@ -158,11 +158,12 @@ def _frame_of(node: RetainedNode, children: dict[str, RetainedNode], depth: int)
 
 
 class Retained:
-    """The retained messages of a broker; `expiring` of its `count` have an end."""
+    """The retained messages, `payload_bytes` in all; `expiring` of its `count` have an end."""
 
     def __init__(self, row_size: int = ROW_SIZE) -> None:
         self.row_size = row_size
         self.count = 0
+        self.payload_bytes = 0
         self.expiring = 0
         self.node_count = 0
         self._root = RetainedNode()
@@ -250,9 +251,11 @@ class Retained:
     def _note(self, before: Message | None, after: Message | None) -> None:
         if before is not None:
             self.count -= 1
+            self.payload_bytes -= len(before.payload)
             if before.expires_at > 0.0:
                 self.expiring -= 1
         if after is not None:
             self.count += 1
+            self.payload_bytes += len(after.payload)
             if after.expires_at > 0.0:
                 self.expiring += 1

@@ -103,6 +103,11 @@ class Target:
         self.mixed_no_local = 0 < without_local < len(subscriptions)
 
 
+def without_no_local(target: Target) -> Target:
+    """What is left of an overlap for the publisher itself: the subscriptions without No Local."""
+    return Target([s for s in target.subscriptions if not s.no_local])
+
+
 class SharedGroup:
     """The subscriptions of one share name to one filter.
 

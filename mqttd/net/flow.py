@@ -23,6 +23,7 @@ from typing import Final, Protocol
 
 from mqttd.core.broker import Broker
 from mqttd.core.connection import Connection
+from mqttd.core.counters import REFUSED_HANDSHAKE
 from mqttd.core.outbound import Outbound
 from mqttd.core.router import Event, ListenerInfo
 from mqttd.net.timers import GRANULARITY, Timed, Wheel
@@ -98,7 +99,7 @@ class Flow:
 
     def refused(self) -> None:
         """Somebody was sent away before there was a connection that the core could count."""
-        self.broker.counters.connects_refused += 1
+        self.broker.counters.refuse(REFUSED_HANDSHAKE)
 
     def lost(self, shell: Shell) -> None:
         """The transport of a connection is gone."""

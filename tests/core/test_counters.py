@@ -23,6 +23,11 @@ def test_everything_begins_at_nothing() -> None:
     assert made.bytes_received == made.bytes_sent == 0
     assert made.packets_received == made.packets_sent == 0
     assert made.publish_received == made.publish_sent == made.publish_refused == 0
+    assert made.publish_received_qos1 == made.publish_received_qos2 == 0
+    assert made.publish_sent_qos1 == made.publish_sent_qos2 == 0
+    assert made.publish_bytes_received == made.publish_bytes_sent == 0
+    assert made.clients_maximum == made.connects_accepted == 0
+    assert made.refused == {}
     assert made.connects_refused == made.answers_too_large == made.protocol_errors == 0
     assert made.takeovers == made.sessions_expired == made.wills_published == 0
     assert made.hook_failures == made.bugs == 0
@@ -34,6 +39,24 @@ def test_drops_add_up_by_reason() -> None:
     made.drop(count.DROP_EXPIRED, 4)
     made.drop(count.DROP_QUEUE_FULL)
     assert made.dropped == {count.DROP_EXPIRED: 5, count.DROP_QUEUE_FULL: 1}
+
+
+def test_the_most_clients_at_once() -> None:
+    made = Counters()
+    for _ in range(3):
+        made.admit()
+    made.clients_connected -= 2
+    made.admit()
+    assert (made.connects_accepted, made.clients_connected, made.clients_maximum) == (4, 2, 3)
+
+
+def test_refusals_add_up_by_reason() -> None:
+    made = Counters()
+    made.refuse(count.REFUSED_TIMEOUT)
+    made.refuse(count.REFUSED_HANDSHAKE)
+    made.refuse(count.REFUSED_HANDSHAKE)
+    assert made.refused == {count.REFUSED_TIMEOUT: 1, count.REFUSED_HANDSHAKE: 2}
+    assert made.connects_refused == 3
 
 
 def test_two_brokers_count_apart() -> None:

@@ -85,7 +85,7 @@ def test_frames_leave_in_the_order_they_were_appended() -> None:
     assert link.data_to_send() == b""
     assert rig.counters.bytes_sent == len(FRAME) + len(data)
     assert rig.counters.packets_sent == 3
-    assert rig.counters.publish_sent == 2
+    assert rig.counters.publish_sent == 1  # who passes a frame on counts it
 
 
 def test_a_connection_with_something_to_write_stands_in_the_list_once() -> None:

@@ -1,0 +1,244 @@
+"""The broker's figures in Prometheus' text format (0.0.4), read when somebody asks.
+
+Owns: the names, types, labels and meanings of all metrics (`METRICS`; docs/how-to/monitor.md shows
+the same list, a test compares them), and the format.
+
+Must not know: HTTP, sockets, the clock, where the process' figures come from. `samples` reads plain
+integers of the core and gets the rest handed in as `Facts`.
+
+Invariants: label values come from closed sets (listeners of the configuration, protocol versions,
+QoS, reasons of `mqttd.core.counters` and of CONNACK), never from the network; every series of such
+a set is there from the start, with 0, so that the first event counts in a rate; a counter only
+grows while the broker lives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from mqttd.census import Census
+from mqttd.core import counters as count
+from mqttd.core import spec
+from mqttd.core.broker import Broker
+from mqttd.core.counters import Counters
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+COUNTER: Final = "counter"
+GAUGE: Final = "gauge"
+
+
+class Metric(NamedTuple):
+    """One family."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    meaning: str
+
+
+METRICS: Final = (
+    Metric("mqttd_build_info", GAUGE, ("version", "python", "build", "loop"), "what runs; 1"),
+    Metric("mqttd_start_time_seconds", GAUGE, (), "when the broker started, since 1970"),
+    Metric("mqttd_loop_lag_seconds", GAUGE, (), "longest delay of a timer in the last 15 s"),
+    Metric("mqttd_sockets", GAUGE, (), "connections open, with those before their CONNECT"),
+    Metric("mqttd_sockets_total", COUNTER, (), "connections accepted"),
+    Metric("mqttd_connections", GAUGE, ("listener", "version"), "clients connected"),
+    Metric("mqttd_connections_maximum", GAUGE, (), "most clients connected at once"),
+    Metric("mqttd_connects_total", COUNTER, ("result", "reason"), "how connections began"),
+    Metric("mqttd_sessions", GAUGE, ("state",), "sessions, also of clients that are away"),
+    Metric("mqttd_sessions_expired_total", COUNTER, (), "sessions whose time was over"),
+    Metric("mqttd_takeovers_total", COUNTER, (), "connections displaced by one of the same client"),
+    Metric("mqttd_subscriptions", GAUGE, ("shared",), "subscriptions of all sessions"),
+    Metric("mqttd_packets_total", COUNTER, ("direction",), "MQTT packets"),
+    Metric("mqttd_bytes_total", COUNTER, ("direction",), "bytes of MQTT, without TLS, WebSocket"),
+    Metric("mqttd_messages_received_total", COUNTER, ("qos",), "PUBLISH packets from clients"),
+    Metric("mqttd_messages_sent_total", COUNTER, ("qos",), "PUBLISH packets to clients"),
+    Metric("mqttd_payload_bytes_total", COUNTER, ("direction",), "bytes of payload in PUBLISH"),
+    Metric("mqttd_messages_refused_total", COUNTER, (), "PUBLISH packets that were not taken"),
+    Metric(
+        "mqttd_messages_matched_total",
+        COUNTER,
+        (),
+        "pairs of message and subscription that matched",
+    ),
+    Metric("mqttd_messages_delivered_total", COUNTER, (), "of these: delivered, acknowledged"),
+    Metric("mqttd_messages_dropped_total", COUNTER, ("reason",), "of these: ended undelivered"),
+    Metric("mqttd_messages_redelivered_total", COUNTER, (), "sent again, marked DUP"),
+    Metric("mqttd_inflight", GAUGE, (), "sent and not acknowledged yet"),
+    Metric("mqttd_queue_messages", GAUGE, (), "waiting for sessions and shared subscriptions"),
+    Metric("mqttd_queue_bytes", GAUGE, (), "payload of those in memory, not of those on disk"),
+    Metric("mqttd_retained_messages", GAUGE, (), "retained messages, without those under $SYS"),
+    Metric("mqttd_retained_bytes", GAUGE, (), "their payload"),
+    Metric("mqttd_wills_total", COUNTER, (), "wills published"),
+    Metric("mqttd_protocol_errors_total", COUNTER, (), "clients that broke the protocol"),
+    Metric("mqttd_answers_too_large_total", COUNTER, (), "clients that can't take an answer"),
+    Metric("mqttd_hook_failures_total", COUNTER, (), "deciders that failed, which denies"),
+    Metric("mqttd_bugs_total", COUNTER, (), "exceptions that ended one connection; see the log"),
+    Metric("mqttd_storage_info", GAUGE, ("durability",), "what an acknowledgement promises; 1"),
+    Metric("mqttd_storage_batches_total", COUNTER, (), "transactions that became durable"),
+    Metric(
+        "mqttd_storage_elided_total", COUNTER, (), "deliveries settled before they were written"
+    ),
+    Metric("mqttd_storage_waiting", GAUGE, (), "connections with answers that wait for the disk"),
+    Metric("mqttd_storage_refusing", GAUGE, (), "1 while nothing is stored: a full or broken disk"),
+    Metric("process_cpu_seconds_total", COUNTER, (), "CPU time, of user and system"),
+    Metric("process_resident_memory_bytes", GAUGE, (), "memory in use"),
+    Metric("process_max_fds", GAUGE, (), "file descriptors, hence connections, that it may have"),
+)
+
+DROPS: Final = (
+    count.DROP_OFFLINE_QOS0,
+    count.DROP_SLOW_READER,
+    count.DROP_QUEUE_FULL,
+    count.DROP_EXPIRED,
+    count.DROP_TOO_LARGE,
+    count.DROP_SESSION_ENDED,
+    count.DROP_REFUSED,
+    count.DROP_LOST,
+    count.DROP_NO_MEMBER,
+)
+REFUSALS: Final = (
+    count.REFUSED_HANDSHAKE,
+    count.REFUSED_NOT_CONNECT,
+    count.REFUSED_TIMEOUT,
+    *(
+        spec.reason_name(code).lower().replace(" ", "_")
+        for code in sorted(spec.REASONS[spec.CONNACK] - {spec.SUCCESS})
+    ),
+)
+VERSIONS: Final = {spec.MQTT31: "3.1", spec.MQTT311: "3.1.1", spec.MQTT5: "5"}
+
+
+@dataclass(slots=True)
+class Facts:
+    """What isn't in the core."""
+
+    version: str = ""
+    python: str = ""
+    build: str = ""
+    loop: str = ""
+    durability: str = ""
+    listeners: list[str] = field(default_factory=list)
+    started_at: float = 0.0
+    lag: float = 0.0
+    cpu_s: float = 0.0
+    resident: int = 0
+    max_fds: int = 0
+
+
+Number = int | float
+Series = dict[tuple[str, ...], Number]
+
+
+def samples(broker: Broker, census: Census, facts: Facts) -> dict[str, Series]:
+    """Label values → value, of every family."""
+    clients = broker.counters.clients_connected
+    build = (facts.version, facts.python, facts.build, facts.loop)
+    single: dict[str, Number] = {
+        "mqttd_start_time_seconds": facts.started_at,
+        "mqttd_loop_lag_seconds": facts.lag,
+        "mqttd_inflight": census.inflight,
+        "mqttd_queue_messages": census.queued,
+        "mqttd_queue_bytes": census.queued_bytes,
+        "mqttd_retained_messages": census.retained,
+        "mqttd_retained_bytes": census.retained_bytes,
+        "mqttd_storage_batches_total": broker.journal.committed,
+        "mqttd_storage_elided_total": broker.journal.elided,
+        "mqttd_storage_waiting": len(broker.context.holding),
+        "mqttd_storage_refusing": 1 if broker.journal.refusing else 0,
+        "process_cpu_seconds_total": facts.cpu_s,
+        "process_resident_memory_bytes": facts.resident,
+        "process_max_fds": facts.max_fds,
+    }
+    found: dict[str, Series] = {name: {(): value} for name, value in single.items()}
+    shared = census.shared_subscriptions
+    found |= {
+        "mqttd_build_info": {build: 1},
+        "mqttd_connections": _connections(census, facts.listeners),
+        "mqttd_sessions": {
+            ("connected",): clients,
+            ("disconnected",): len(broker.sessions) - clients,
+        },
+        "mqttd_subscriptions": {
+            ("false",): census.subscriptions - shared,
+            ("true",): shared,
+        },
+        "mqttd_storage_info": {(facts.durability,): 1},
+    }
+    return found | _counted(broker.counters)
+
+
+def _counted(counters: Counters) -> dict[str, Series]:
+    single = {
+        "mqttd_sockets": counters.connections,
+        "mqttd_sockets_total": counters.connections_total,
+        "mqttd_connections_maximum": counters.clients_maximum,
+        "mqttd_sessions_expired_total": counters.sessions_expired,
+        "mqttd_takeovers_total": counters.takeovers,
+        "mqttd_messages_refused_total": counters.publish_refused,
+        "mqttd_messages_matched_total": counters.matched,
+        "mqttd_messages_delivered_total": counters.delivered,
+        "mqttd_messages_redelivered_total": counters.redelivered,
+        "mqttd_wills_total": counters.wills_published,
+        "mqttd_protocol_errors_total": counters.protocol_errors,
+        "mqttd_answers_too_large_total": counters.answers_too_large,
+        "mqttd_hook_failures_total": counters.hook_failures,
+        "mqttd_bugs_total": counters.bugs,
+    }
+    found: dict[str, Series] = {name: {(): value} for name, value in single.items()}
+    connects: Series = {("accepted", "success"): counters.connects_accepted}
+    connects |= {("refused", reason): 0 for reason in REFUSALS}
+    connects |= {("refused", reason): number for reason, number in counters.refused.items()}
+    drops: Series = {(reason,): 0 for reason in DROPS}
+    found["mqttd_connects_total"] = connects
+    found["mqttd_messages_dropped_total"] = drops | {
+        (reason,): number for reason, number in counters.dropped.items()
+    }
+    found["mqttd_packets_total"] = _both(
+        counters.packets_received, counters.packets_sent + counters.publish_sent
+    )
+    found["mqttd_bytes_total"] = _both(counters.bytes_received, counters.bytes_sent)
+    found["mqttd_payload_bytes_total"] = _both(
+        counters.publish_bytes_received, counters.publish_bytes_sent
+    )
+    found["mqttd_messages_received_total"] = _by_qos(
+        counters.publish_received, counters.publish_received_qos1, counters.publish_received_qos2
+    )
+    found["mqttd_messages_sent_total"] = _by_qos(
+        counters.publish_sent, counters.publish_sent_qos1, counters.publish_sent_qos2
+    )
+    return found
+
+
+def _both(received: int, sent: int) -> Series:
+    return {("received",): received, ("sent",): sent}
+
+
+def _by_qos(all_of_them: int, qos1: int, qos2: int) -> Series:
+    return {("0",): all_of_them - qos1 - qos2, ("1",): qos1, ("2",): qos2}
+
+
+def _connections(census: Census, listeners: list[str]) -> Series:
+    found: Series = {(name, version): 0 for name in listeners for version in VERSIONS.values()}
+    for (name, level), number in census.connected.items():
+        found[name, VERSIONS[level]] = number
+    return found
+
+
+def render(found: dict[str, Series]) -> bytes:
+    """The text format."""
+    lines = []
+    for metric in METRICS:
+        lines.append(f"# HELP {metric.name} {metric.meaning}")
+        lines.append(f"# TYPE {metric.name} {metric.kind}")
+        for values, number in found[metric.name].items():
+            pairs = zip(metric.labels, values, strict=True)
+            labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs)
+            lines.append(f"{metric.name}{'{' + labels + '}' if labels else ''} {number!r}")
+    lines.append("")
+    return "\n".join(lines).encode()
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
