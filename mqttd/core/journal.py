@@ -66,6 +66,8 @@ class Op:
         self.delivery = delivery
         self.message = message
         self.serial: int = 0  # of the delivery's row; the delivery may get another one later
+        self.packet_id: int = 0  # of an update, as it was then: it may be written a batch later
+        self.state: int = 0
         self.elided: bool = False
 
 
@@ -155,10 +157,13 @@ class Journal:
         """The delivery's packet id or state changed; returns the barrier (0: none)."""
         if not delivery.journalled:
             return 0
-        if delivery.pending is None:
-            op = Op(DELIVERY_UPDATE, "", "", number, delivery)
-            op.serial = delivery.serial
-            self._ops.append(op)
+        if delivery.pending is not None:
+            return self.last()  # its row is still to be written, and will have it
+        op = Op(DELIVERY_UPDATE, "", "", number, delivery)
+        op.serial = delivery.serial
+        op.packet_id = delivery.packet_id
+        op.state = delivery.state
+        self._ops.append(op)
         return self.seq
 
     def settle(self, number: int, delivery: Delivery) -> bool:

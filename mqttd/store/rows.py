@@ -98,7 +98,7 @@ class Encoder:
                 else:
                     done[row] = None
             else:
-                changes.moved[op.serial] = (delivery.packet_id, delivery.state)
+                changes.moved[op.serial] = (op.packet_id, op.state)
         if added:
             self._add(added, released, stored_at)
         return changes

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqttd.core import journal as j
-from mqttd.core.inflight import Delivery
+from mqttd.core.inflight import SENT, SETTLED, Delivery
 from mqttd.core.journal import Batch, Journal
 from mqttd.core.message import Message
 from tests.core.rig import make_message
@@ -327,7 +327,7 @@ def test_a_patient_journal_keeps_the_latest_back_once() -> None:
     batch = journal.take(True)
     assert batch is not None
     assert ([op.delivery for op in batch.ops], batch.seq, batch.last) == ([one], first, one.serial)
-    assert journal.update(1, two) == second + 1  # not written yet: part of the row
+    assert journal.update(1, two) == second  # not written yet: part of the row
     batch = journal.take(True)
     assert batch is not None
     assert ([op.kind for op in batch.ops], batch.seq) == ([j.DELIVERY_ADD], second)
@@ -382,6 +382,35 @@ def test_what_concerns_sessions_never_waits(kind: int) -> None:
     assert (kinds(batch), batch.seq) == ([j.DELIVERY_ADD, kind], barrier)
     journal.record(j.INBOUND_ADD, "c", "", 1)
     assert journal.take(True) is None
+
+
+def test_a_change_of_what_is_kept_back_waits_for_the_batch_that_holds_it() -> None:
+    """And for no later one, which may never come."""
+    journal = patient_journal()
+    kept = delivery()
+    barrier = journal.add(1, kept)
+    assert journal.take(True) is None
+    kept.packet_id = 7
+    assert journal.update(1, kept) == barrier
+    batch = journal.take(True)
+    assert batch is not None
+    assert batch.seq == barrier
+    assert journal.empty()
+
+
+def test_a_change_is_written_as_it_was_recorded() -> None:
+    """What became of the delivery meanwhile is in a later batch, which a crash may undo."""
+    journal = patient_journal()
+    journal.add(1, one := delivery())
+    take(journal)
+    one.packet_id, one.state = 7, SENT
+    journal.update(1, one)
+    assert journal.take(True) is None
+    one.packet_id, one.state = 0, SETTLED
+    journal.settle(1, one)
+    batch = journal.take(True)
+    assert batch is not None
+    assert [(op.kind, op.packet_id, op.state) for op in batch.ops] == [(j.DELIVERY_UPDATE, 7, SENT)]
 
 
 def test_garbage_never_goes_before_the_operations_it_came_with() -> None:
