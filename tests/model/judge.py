@@ -26,11 +26,13 @@ class Judge(Reference):
 
     def dropped(self, count: int) -> None:
         """The broker says that it dropped so many for a full queue since the last call."""
-        assert count <= len(self.full), f"{count} dropped, {len(self.full)} queues may be full"
+        most = sum(len(victims) for _, victims in self.full)
+        assert count <= most, f"{count} dropped, {most} may be"
         for queue, victims in self.full if count else ():
-            if count == len(self.full) and len(victims) == 1:
-                queue.remove(victims[0])
-                victims[0].state = DONE
+            if count == most:
+                queue[:] = [owed for owed in queue if owed not in victims]
+                for owed in victims:
+                    owed.state = DONE
                 continue
             for owed in queue:
                 owed.certain = owed.certain and not any(owed.like(each) for each in victims)

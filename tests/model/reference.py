@@ -75,7 +75,8 @@ class Owed:
 
     def like(self, other: "Owed") -> bool:
         """A client could not tell which of the two it got."""
-        return self.message.number == other.message.number and self.qos == other.qos
+        mine, its = self.message, other.message
+        return (mine.topic, mine.payload, self.qos) == (its.topic, its.payload, other.qos)
 
     @property
     def lane(self) -> tuple[str, str, int, int, str]:
@@ -282,7 +283,7 @@ class Reference:
 
     def _give_back(self, session: Session) -> None:
         """QoS 1 that a member of a shared group leaves unfinished is free for any other."""
-        for packet_id, owed in list(session.open.items()):
+        for packet_id, owed in reversed(list(session.open.items())):
             if owed.kind in session.subs and owed.qos == 1:
                 del session.open[packet_id]
                 owed.state = WAITING
