@@ -23,9 +23,9 @@ from mqttd.core.errors import ProtocolError
 from mqttd.core.handshake import is_reserved, wanted_expiry
 from mqttd.core.inflight import Delivery
 from mqttd.core.journal import Batch
-from mqttd.core.message import Message
+from mqttd.core.message import Message, will_message
 from mqttd.core.outbound import Outbound
-from mqttd.core.packets import Connect, Filter, Will
+from mqttd.core.packets import Connect, Filter
 from mqttd.core.queue import PAGE
 from mqttd.core.router import ListenerInfo, Router
 from mqttd.core.session import Link, PageRequest, Replay, Session
@@ -36,17 +36,17 @@ from mqttd.core.shared import (
     give_back,
     is_durable,
     pull,
-    queue_emptied,
     queue_of,
 )
 from mqttd.core.topics import split_shared, validate_topic_filter
-from mqttd.core.trie import Matched, Subscription, Target, without_no_local
+from mqttd.core.trie import Matched, SharedGroup, Subscription, Target, without_no_local
 
 INFINITY: Final = float("inf")
 _SWEEP_EVERY: Final = 1.0  # seconds between slices of the search for expired retained messages
 _SWEEP_STEPS: Final = 2000
 _DEADLINE_TURN: Final = 2000  # sessions looked at in one call
 _REPLAY_SESSIONS: Final = 8  # sessions that replay retained messages in one slice
+_PAGES_A_TURN: Final = 8  # read together: commits and other clients get their turn between
 _DUEL_WINDOW: Final = 60.0
 _DUEL_ROUNDS: Final = 4
 
@@ -117,7 +117,7 @@ class Broker(Router):
         if groups:
             context.groups = {}
             for group in groups:
-                pull(group, now, context)
+                self._pull(group, now)
         runnable = context.runnable
         for _ in range(min(_REPLAY_SESSIONS, len(runnable))):
             session = runnable.popleft()
@@ -168,31 +168,49 @@ class Broker(Router):
         """The pages that queues want, as far as they are durable. The rest has to wait."""
         taken: list[PageRequest] = []
         waiting: list[PageRequest] = []
-        for request in self.context.requests:
+        requests = self.context.requests
+        self.context.requests = []
+        for request in requests:
             queue = request.queue
             if queue.closed:
+                continue
+            if len(taken) >= _PAGES_A_TURN:
+                waiting.append(request)
                 continue
             request.serials = queue.begin_page(PAGE, self.journal.durable)
             if request.serials:
                 taken.append(request)
             elif queue.tail:
                 waiting.append(request)
-            else:  # all of it expired meanwhile
+            else:  # all of it expired or was dropped meanwhile
                 queue.wanting = False
-                session = request.session
-                group = request.group
-                if session is not None and not queue.head:
-                    session.queue_emptied()
-                elif group is not None and not queue.head:
-                    queue_emptied(group, self.context)
-        self.context.requests = waiting
+                self.context.tails.pop(queue.number, None)
+                self._move_on(request, self.context.now)
+        self.context.requests = waiting + self.context.requests
         return taken
+
+    def _pull(self, group: SharedGroup, now: float) -> None:
+        try:
+            pull(group, now, self.context)
+        except Exception:  # a bug: the other groups get their turn
+            self._contain(None, now)
+
+    def _move_on(self, request: PageRequest, now: float) -> None:
+        """Let the owner of a queue send what is there."""
+        session = request.session
+        if session is None:
+            if request.group is not None:
+                self._pull(request.group, now)
+            return
+        try:
+            session.pump(now)
+        except Exception:  # as after a commit
+            self._contain(session.link, now)
 
     def paged(self, request: PageRequest, page: list[Delivery], now: float) -> None:
         """A page that was requested: in order, and perhaps cut short."""
         queue = request.queue
         session = request.session
-        group = request.group
         counters = self.counters
         if queue.closed:
             self.journal.abandon([array("q", request.serials)])
@@ -207,13 +225,7 @@ class Broker(Router):
             self.context.tails.pop(queue.number, None)
         else:  # cut short, and perhaps there was none left meanwhile
             self.context.tails[queue.number] = queue
-        try:
-            if session is not None:
-                session.pump(now)
-            elif group is not None:
-                pull(group, now, self.context)
-        except Exception:  # as after a commit
-            self._contain(None if session is None else session.link, now)
+        self._move_on(request, now)
 
     def expired(self, found: list[tuple[int, int]]) -> None:
         """The store came across messages that expired: owner and serial of each delivery."""
@@ -254,7 +266,7 @@ class Broker(Router):
         groups = context.waiting_groups
         context.waiting_groups = {}
         for group in groups:
-            pull(group, now, context)
+            self._pull(group, now)
 
     def refuse(self, code: int, now: float) -> None:
         """The store takes nothing for the time being, or never again.
@@ -357,7 +369,10 @@ class Broker(Router):
             # Taking over may have ended it: a session without expiry ends with its connection.
             session = self.sessions.get(client_id)
         expiry = wanted_expiry(connect, self.settings)
-        if self.journal.refusing and expiry and (session is None or connect.clean_start):
+        if self.journal.refusing and (
+            # Both are a promise: that a session lasts, and that the one before is gone.
+            expiry > 0 if session is None else connect.clean_start and session.stored
+        ):
             raise ProtocolError(self.journal.refusing, "", "the store takes no other session")
         if session is not None and connect.clean_start:
             # [MQTT-3.1.2-4] [MQTT-3.1.4-4]
@@ -388,7 +403,8 @@ class Broker(Router):
                 # that neither its old deadline nor its old will comes true by one.
                 session.barrier = max(session.barrier, session.row_barrier)
                 # With a full disk it waits for neither: what is queued for it can still leave.
-                if (session.expires_at or had_will) and not self.journal.refusing:
+                full = self.journal.refusing == spec.QUOTA_EXCEEDED
+                if (session.expires_at or had_will) and not full:
                     session.barrier = barrier
             if not session.row_barrier:
                 session.row_barrier = barrier
@@ -679,20 +695,3 @@ class Broker(Router):
         deadline = Deadline(at, self._order, session)
         session.deadline = deadline
         heappush(deadlines, deadline)
-
-
-def will_message(will: Will, client_id: str, now: float) -> Message:
-    """The message a will becomes when it is published. [MQTT-3.1.2-14] [MQTT-3.1.2-15]"""
-    expires_at = 0.0
-    if will.message_expiry >= 0:
-        expires_at = now + will.message_expiry
-    return Message(
-        will.topic,
-        will.topic.encode("utf-8"),
-        will.payload,
-        will.qos,
-        will.retain,
-        will.properties,
-        expires_at,
-        client_id,
-    )

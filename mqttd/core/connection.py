@@ -502,8 +502,7 @@ class Connection(Handshake):
         if session is not None:
             self.session = None
             self.writable = False
-            self._held = None
-            self.context.holding.pop(self, None)
+            self.drop_held()
             self.counters.clients_connected -= 1
             self.router.left(session, self, with_will, now)
 

@@ -15,6 +15,7 @@ change is forwarded as the very bytes that came.
 
 from typing import Final
 
+from mqttd.core.packets import Will
 from mqttd.core.wire import u8, u16, u32, varint
 
 _NO_PROPERTIES: Final = b"\x00"
@@ -154,3 +155,20 @@ def layout_of(version: int, retain: bool, qos: int) -> int:
     if version >= 5:
         layout |= 8
     return layout
+
+
+def will_message(will: Will, client_id: str, now: float) -> Message:
+    """The message a will becomes when it is published. [MQTT-3.1.2-14] [MQTT-3.1.2-15]"""
+    expires_at = 0.0
+    if will.message_expiry >= 0:
+        expires_at = now + will.message_expiry
+    return Message(
+        will.topic,
+        will.topic.encode("utf-8"),
+        will.payload,
+        will.qos,
+        will.retain,
+        will.properties,
+        expires_at,
+        client_id,
+    )

@@ -12,6 +12,7 @@ barrier is durable (or, where nothing but deliveries stands behind it, after the
 settled); a connection with something to write stands in `dirty_list` exactly once.
 """
 
+from collections import deque
 from typing import Any, Final
 
 from mqttd.core import counters as count
@@ -63,7 +64,7 @@ class Outbound(Link):
         self.inbound_open: int = 0  # inbound QoS > 0 exchanges not yet acknowledged
         self._out: list[bytes] = []
         self._out_size: int = 0
-        self._held: list[Held] | None = None
+        self._held: deque[Held] | None = None
         self._alias_max: int = 0
         self._aliases: dict[bytes, int] | None = None
         self._alias_seen: dict[bytes, int] | None = None
@@ -132,7 +133,7 @@ class Outbound(Link):
         self.closed = True  # [MQTT-3.14.4-1]
         self.closing = True  # [MQTT-3.14.4-2]
         self.writable = False
-        self._held = None
+        self.drop_held()
         if not self.dirty:
             self.dirty = True
             self.dirty_list.append(self)
@@ -327,7 +328,7 @@ class Outbound(Link):
             self.send(held.frame)
             return
         if self._held is None:
-            self._held = []
+            self._held = deque()
         self._held.append(held)
         if held.message is not None:
             held.message.holder = self
@@ -336,38 +337,41 @@ class Outbound(Link):
     def release(self) -> None:
         """Send what is held and need not be any longer; stop at the first that still has to."""
         queue = self._held
-        if queue is None:
-            self.context.holding.pop(self, None)
-            return
         committed = self.journal.committed
-        ready = 0
-        for held in queue:
+        while queue:
+            held = queue[0]
             message = held.message
-            if held.barrier > committed and (message is None or message.undurable > 0):
-                break
-            ready += 1
-        if ready == 0:
-            return
-        if ready == len(queue):
-            self._held = None
-            self.context.holding.pop(self, None)
-        else:
-            self._held = queue[ready:]
-        for held in queue[:ready]:
+            if message is not None:
+                if held.barrier > committed and message.undurable > 0:
+                    return
+                message.holder = None
+            elif held.barrier > committed:
+                return
+            queue.popleft()
             if held.frees:
                 self.inbound_open -= 1
             self.send(held.frame)
             if held.opens:
-                # Nothing is held behind a CONNACK, but this may let the client's next packets in,
-                # and those may hold answers again.
                 self.opened()
+        # `opened` may have let the client's next packets in, and those may hold answers again.
+        if self._held is queue:
+            self._held = None
+            self.context.holding.pop(self, None)
+
+    def drop_held(self) -> None:
+        """Nobody is there any more to answer; messages that wait elsewhere forget us."""
+        for held in self._held or ():
+            if held.message is not None:
+                held.message.holder = None
+        self._held = None
+        self.context.holding.pop(self, None)
 
     def refuse_held(self) -> None:
         """The store has no room: answer the QoS 1 publishes that wait for it, if MQTT 5 can."""
         queue = self._held
         if queue is None or self.version < 5:
             return
-        kept: list[Held] = []
+        kept: deque[Held] = deque()
         for held in queue:
             frame = held.frame
             if frame[0] != _PUBACK_TYPE:

@@ -145,6 +145,21 @@ class Queue:
             self.append(delivery)
         return len(serials) - len(left) - len(page)
 
+    def shrink(self) -> bool:
+        """The owner has left: give the end of a long head back to the tail, if that is possible."""
+        if not self.paging or self.coming or len(self.head) <= _ABSENT:
+            return False
+        head = list(self.head)
+        rest = head[_ABSENT:]
+        for delivery in rest:
+            if not delivery.journalled:
+                return False
+        self.chunks.appendleft(array("q", [delivery.serial for delivery in rest]))
+        self.tail += len(rest)
+        self.head = deque(head[:_ABSENT])
+        self.payload_bytes = sum([len(delivery.message.payload) for delivery in self.head])
+        return True
+
     def pop_serial(self) -> int:
         """Take the first of the tail, which isn't empty."""
         chunks = self.chunks

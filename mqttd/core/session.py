@@ -187,7 +187,7 @@ class Session(Subscriber):
         link = self.link
         journal = self.context.journal
         if qos == 0:
-            queueing = self.durable and self.context.settings.queue_qos0
+            queueing = self.durable and self.context.settings.queue_qos0 and not journal.refusing
             if link is None or not link.established:
                 if not queueing:
                     self.context.counters.drop(count.DROP_OFFLINE_QOS0)
@@ -435,11 +435,6 @@ class Session(Subscriber):
         if queue is None or self._pump_queue(queue, link, now):
             self._move_on()
 
-    def queue_emptied(self) -> None:
-        """What waited is no more, without anything having been sent."""
-        self.queue = None
-        self._move_on()
-
     def _move_on(self) -> None:
         """Nothing of its own waits: it is the turn of its groups and of retained replays."""
         if self.grouped is not None and self.room() > 0:
@@ -505,6 +500,9 @@ class Session(Subscriber):
         """The connection is gone. Returns what it left unfinished of shared groups (QoS 1)."""
         self.link = None
         self.due = None
+        queue = self.queue
+        if queue is not None and queue.shrink():
+            self.context.tails[queue.number] = queue
         orphans: list[Delivery] = []
         if self.grouped is not None:
             for delivery in list(self.window.deliveries.values()):

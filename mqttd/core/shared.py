@@ -78,13 +78,8 @@ def pull(group: SharedGroup, now: float, context: Context) -> None:
         if queue.low() and _anybody(group):
             context.want_page(queue, None, group)
     elif group.queue is queue:
-        queue_emptied(group, context)
-
-
-def queue_emptied(group: SharedGroup, context: Context) -> None:
-    """Nothing waits for the group any more."""
-    group.queue = None
-    context.queued_groups.pop(group, None)
+        group.queue = None
+        context.queued_groups.pop(group, None)
 
 
 def give_back(orphans: list[Delivery], context: Context) -> None:

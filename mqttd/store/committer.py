@@ -160,14 +160,16 @@ class Committer:
         while True:
             try:
                 tidied = await self._store.tidy()
-            except StoreError:
-                return  # the next commit says the same, and what follows from it
+                if tidied.expired:
+                    self._broker.expired(tidied.expired)
+                    self.kick()
+            except StoreError as error:
+                logger.critical("the store is broken, acknowledgements stop here: %s", error)
+                self._fail()
+                return
             except Exception:
                 logger.exception("bug: housekeeping of the store ends here")
                 return
-            if tidied.expired:
-                self._broker.expired(tidied.expired)
-                self.kick()
             await asyncio.sleep(_PAUSE_S if tidied.more else _TIDY_S)
 
     def _report(self, batch: Batch) -> None:
@@ -184,6 +186,8 @@ class Committer:
             raise StoreError("the core fails again and again")
 
     def _fail(self) -> None:
+        if self.failed:
+            return
         self.failed = True
         try:
             self._broker.refuse(spec.UNSPECIFIED_ERROR, monotonic())

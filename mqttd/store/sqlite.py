@@ -65,6 +65,7 @@ _COMMIT_BYTES: Final = 16 << 10  # what a commit writes at least: a page of each
 # Housekeeping, one slice: a commit waits for it a few milliseconds.
 _SLICE_ROWS: Final = 1000
 _SLICE_PAGES: Final = 256
+_GARBAGE_BYTES: Final = 2048  # written to the log to delete one of them, roughly
 _SWEEP_EVERY: Final = 60.0  # seconds at least between two walks through all that waits
 _FREE_PAGES: Final = 1024  # that many stay in the file for what comes next, or an eighth of it
 
@@ -110,6 +111,9 @@ class SqliteStore(Store):
         self._copier = ThreadPoolExecutor(1, "mqttd-checkpoint")
         self._failure = None
         self._refused = None
+        self._copied = False
+        self._logged = 0
+        self._swept = None
         broker.journal.paging = True
         try:
             await self._call(lambda: self._open(broker, encoder))
@@ -221,6 +225,7 @@ class SqliteStore(Store):
                 self._refused = changes
                 if db.in_transaction:
                     db.rollback()
+                _copy_log(db)  # what is in the database makes room in the log
                 raise StoreFull(_explain(self.path, error)) from error
         self._refused = None
         self._garbage.extend(changes.garbage)
@@ -269,6 +274,8 @@ class SqliteStore(Store):
                 if db.in_transaction:
                     db.rollback()
                 return Tidied([], False)
+        if self._copied or self._logged >= _CHECKPOINT_BYTES:
+            self._checkpoint(db)
         return Tidied(expired, bool(self._garbage or freed or self._swept is not None))
 
     def _drop_garbage(self, db: sqlite3.Connection) -> None:
@@ -277,7 +284,7 @@ class SqliteStore(Store):
         db.execute("BEGIN IMMEDIATE")
         tables.forget(db, part)
         db.execute("COMMIT")
-        self._logged += len(part) * 64
+        self._logged += len(part) * _GARBAGE_BYTES
         del serials[:_SLICE_ROWS]
         if not serials:
             self._garbage.popleft()
@@ -441,5 +448,7 @@ def _give_back(db: sqlite3.Connection) -> int:
     count = min(free - max(_FREE_PAGES, total >> 3), _SLICE_PAGES)
     if count <= 0:
         return 0
-    db.execute(f"PRAGMA incremental_vacuum({count})").fetchall()
-    return count
+    # `execute` would take one step only, which is one page.
+    db.executescript(f"PRAGMA incremental_vacuum({count})")
+    left: int = db.execute("PRAGMA freelist_count").fetchone()[0]
+    return free - left

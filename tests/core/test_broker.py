@@ -8,8 +8,9 @@ import pytest
 from mqttd.core import counters as count
 from mqttd.core import journal as j
 from mqttd.core import spec
-from mqttd.core.broker import INFINITY, Broker, Deadline, will_message
+from mqttd.core.broker import INFINITY, Broker, Deadline
 from mqttd.core.encode import encode_packet
+from mqttd.core.message import will_message
 from mqttd.core.packets import (
     Connack,
     Connect,

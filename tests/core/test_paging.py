@@ -285,7 +285,7 @@ def test_a_page_that_is_empty_though_its_rows_are_durable_is_lost() -> None:
 
 def test_a_fault_in_a_page_costs_its_connection_and_no_other() -> None:
     h = paged()
-    session = deep(h)
+    session = deep(h, 100)
     client, other = come(h), h.client("other")
     h.write()
     assert h.ask()

@@ -1,5 +1,7 @@
 """Deep queues of shared groups: paged like those of sessions, but for what members give back."""
 
+from collections import deque
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -168,7 +170,7 @@ def test_a_group_may_end_while_one_of_its_messages_does() -> None:
     connection = client.connection
     connection.suspended = True
     client.send(Unsubscribe(2, [SHARED]))
-    connection._held = [Held(b"\xd0\x00", 0, None, False, True)]
+    connection._held = deque([Held(b"\xd0\x00", 0, None, False, True)])
     the_queue(h).head[0].message.holder = connection
     h.now += 5
     pull(group, h.now, h.broker.context)

@@ -1,5 +1,7 @@
 """Deep queues of sessions: expiry, the other qualities of service, and whatever else may happen."""
 
+from collections import deque
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -179,7 +181,7 @@ def test_a_queue_may_end_while_one_of_its_messages_does() -> None:
     client.pause()
     send(h, 1, expires_at=h.now + 5)
     connection = client.connection
-    connection._held = [Held(b"\xd0\x00", 0, None, False, True)]
+    connection._held = deque([Held(b"\xd0\x00", 0, None, False, True)])
     queue_of(session).head[0].message.holder = connection
     h.now += 5
     client.resume()
@@ -216,6 +218,54 @@ def test_nothing_is_found_expired_where_nobody_has_a_tail() -> None:
     h.broker.expired([(99, 5), (98, 6)])
     h.broker.expired([])
     assert h.dropped == {}
+
+
+def test_a_request_of_a_queue_that_has_gone_leaves_the_next_one_alone() -> None:
+    """Its tail expires while it waits; a pump closes the queue; what comes next has its own."""
+    h = paged()
+    session = deep(h, 100)
+    come(h, maximum=1, ack=False)
+    h.write()
+    queue = queue_of(session)
+    assert queue.wanting
+    queue.head.clear()
+    h.broker.expired([(session.number, serial) for chunk in queue.chunks for serial in chunk])
+    session.pump(h.now)
+    assert session.queue is None
+    session.quota = 0
+    send(h, 500)
+    assert session.queue is not queue
+    assert h.broker.take_requests() == []
+    assert [int(each.message.payload) for each in queue_of(session).head] == [500]
+
+
+def test_what_came_while_a_page_was_given_up_is_sent() -> None:
+    """All that was wanted has expired; the client is there, idle, with an open window."""
+    h = paged()
+    session = deep(h, 100)
+    client = come(h)
+    h.write()
+    queue = queue_of(session)
+    queue.head.clear()
+    h.broker.expired([(session.number, serial) for chunk in queue.chunks for serial in chunk])
+    send(h, 500)
+    assert h.broker.take_requests() == []
+    h.commit()
+    assert names(client.messages()) == [*range(64), 500]
+    assert not h.broker.context.tails
+
+
+def test_a_head_goes_back_to_the_tail_when_its_owner_leaves() -> None:
+    h = paged()
+    session = deep(h, 400)
+    client = come(h, maximum=1, ack=False)
+    h.commit()
+    assert len(queue_of(session).head) > 300
+    client.drop()
+    assert len(queue_of(session).head) == 64
+    again = come(h)
+    h.commit()
+    assert names(again.messages()) == list(range(400))
 
 
 # QoS 0 and QoS 2.

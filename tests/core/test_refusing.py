@@ -489,12 +489,25 @@ def test_a_clean_start_that_would_last_leaves_the_session_as_it_is(h: Disk) -> N
     assert old.closed
     assert list(h.broker.sessions["c"].subscriptions) == ["a"]
     # One that doesn't last takes nothing from the store, but the old one has to be gone for good.
-    clean = connect(h, "c", clean=True, expiry=0)
-    assert clean.recv() == []
+    (answer,) = connect(h, "c", clean=True, expiry=0).recv()
+    assert isinstance(answer, Connack)
+    assert answer.reason == FULL
     h.make_room()
+    h.commit()
+    clean = connect(h, "c", clean=True, expiry=0)
     h.commit()
     assert clean.connection.established
     assert not h.broker.sessions["c"].subscriptions
+
+
+def test_a_store_that_broke_promises_no_session(h: Disk) -> None:
+    """Unlike a full disk: nothing will make the old deadline in the file untrue any more."""
+    h.client("c", expiry=1000).drop()
+    h.commit()
+    h.broker.refuse(spec.UNSPECIFIED_ERROR, h.now)
+    client = connect(h, "c")
+    assert client.recv() == []
+    assert not client.connection.established
 
 
 def test_a_session_that_is_resumed_drains_at_qos_1(h: Disk) -> None:

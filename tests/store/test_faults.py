@@ -564,14 +564,19 @@ def test_a_page_that_cannot_be_read_while_the_disk_is_full(
 
 
 @pytest.mark.parametrize(
-    ("error", "logged"), [(StoreError("no"), ""), (RuntimeError("a bug"), "housekeeping")]
+    ("error", "logged", "ends"),
+    [
+        (StoreError("no"), "the store is broken", True),
+        (RuntimeError("a bug"), "housekeeping", False),
+    ],
 )
-def test_housekeeping_that_fails_does_not_end_the_broker(
+def test_housekeeping_ends_with_its_failure_and_the_broker_with_that_of_the_store(
     path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     error: Exception,
     logged: str,
+    ends: bool,
 ) -> None:
     monkeypatch.setattr(committer, "_TIDY_S", 0.0)
     with started(path, monkeypatch) as lane:
@@ -583,8 +588,9 @@ def test_housekeeping_that_fails_does_not_end_the_broker(
         lane.turn(10)
         assert lane.store.slices == slices  # it has ended
         assert logged in caplog.text
-        fill(lane, "a", range(10))
-        assert not lane.failures
+        if not ends:
+            fill(lane, "a", range(10))
+        assert lane.failures == ends
 
 
 def test_housekeeping_goes_on_in_the_background(

@@ -474,7 +474,8 @@ def test_a_crash_while_free_pages_are_given_back(path: Path) -> None:
         for _ in range(3):
             before = pages_of(disk)[0]
             assert disk.tidy()
-            assert before - sqlite._SLICE_PAGES <= pages_of(disk)[0] < before
+            # A page of the file's own, that maps others, may go with them.
+            assert before - sqlite._SLICE_PAGES - 1 <= pages_of(disk)[0] < before
             disk = stack.enter_context(disk.crash())
             assert_sound(disk)
         fill(disk, "a", range(100))
