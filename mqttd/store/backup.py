@@ -127,7 +127,7 @@ def _copy(
         room = os.statvfs(target.parent)
         free = room.f_bavail * room.f_frsize
         if room.f_blocks and free < size:
-            # A broker on the same disk would stop at its next commit, were it filled.
+            # A broker on the same disk would refuse what it has to store, were it filled.
             raise Unusable(
                 f"{target}: no room left on the disk: the backup takes {size:,} bytes, {free:,} are"
                 " free; no backup was made"
