@@ -66,6 +66,7 @@ class Judge(Reference):
         if owed is None:
             owed = self._first(session, wanted, expiry)
             assert not dup or owed.maybe_sent, "DUP on what was never sent"
+            assert not owed.held or self.covered(owed.since), "QoS 2 sent on before it is durable"
             # [MQTT-3.3.2-5] After a crash nobody knows whether it was begun before.
             late = owed.message.expired(self.now) and not (qos and owed.maybe_sent)
             assert not late, "sent after it expired"

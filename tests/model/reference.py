@@ -69,6 +69,7 @@ class Owed:
     kind: str  # "live", the name of a shared subscription, or "replay" and its number
     since: int  # commits that there were when it came up
     durable: bool
+    held: bool = False  # QoS 2 of a session that could send it again after a crash
     certain: bool = True
     state: int = WAITING
     maybe_sent: bool = False  # a restart lies between: the broker may take it for sent
@@ -349,6 +350,8 @@ class Reference:
         if message.qos == 2:
             session.inbound[packet_id] = receipt
             receipt.durable = receipt.durable or session.expiry > 0
+            for owed in receipt.owed:
+                owed.held = session.expiry > 0
         return receipt
 
     def pubrel(self, session: Session, packet_id: int) -> int:
