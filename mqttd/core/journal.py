@@ -143,6 +143,10 @@ class Journal:
         else:
             serial = self.next_serial
             self.next_serial = serial + 1
+        if delivery.serial:
+            # It moves from one owner to another: what was promised when it came to the first must
+            # not be reported before it is with the second.
+            self._hurry = True
         op = Op(DELIVERY_ADD, "", "", number, delivery)
         op.serial = delivery.serial = serial
         self._ops.append(op)

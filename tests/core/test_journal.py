@@ -398,6 +398,19 @@ def test_a_change_of_what_is_kept_back_waits_for_the_batch_that_holds_it() -> No
     assert journal.empty()
 
 
+def test_what_moves_while_it_is_kept_back_takes_its_promise_along() -> None:
+    """The first batch, which elision emptied, is no earlier than that of the second owner."""
+    journal = patient_journal()
+    moving = delivery()
+    journal.add(1, moving)
+    assert journal.take(True) is None
+    journal.settle(1, moving)
+    barrier = journal.add(2, moving)
+    batch = journal.take(True)
+    assert batch is not None
+    assert (batch.seq, kinds(batch)) == (barrier, [j.DELIVERY_ADD])
+
+
 def test_a_change_is_written_as_it_was_recorded() -> None:
     """What became of the delivery meanwhile is in a later batch, which a crash may undo."""
     journal = patient_journal()
