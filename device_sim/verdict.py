@@ -103,6 +103,14 @@ class Tally:
         """The classes by name, for machines."""
         return {name: int(getattr(self, name)) for name in CLASSES}
 
+    @staticmethod
+    def of(qos: int, numbers: dict[str, int]) -> "Tally":
+        """The tally that had these numbers."""
+        tally = Tally(qos)
+        for name in CLASSES:
+            setattr(tally, name, numbers.get(name, 0))
+        return tally
+
 
 class Outcome(Tally):
     """A closed track: the numbers of one publisher, stream and subscriber."""
