@@ -19,10 +19,8 @@ numbers; the composition root reads the rest of the tree.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import ipaddress
-import math
 import os
 import re
 import ssl
@@ -34,18 +32,32 @@ from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails
 
 from mqttd.core.settings import NEVER, Settings
+from mqttd.scalars import (
+    EXPIRY_SCHEMA,
+    SIZE_SCHEMA,
+    TIME_SCHEMA,
+    FilePath,
+    Node,
+    base_of,
+    can_name_a_file,
+    parse_duration,
+    parse_expiry,
+    parse_interval,
+    parse_path,
+    parse_size,
+    parse_whole_seconds,
+    refuse,
+)
 from mqttd.yamltree import ConfigError, Document, Loc, Problem, decode, dotted, shown
 
 __all__ = [
@@ -62,80 +74,10 @@ _LARGEST_PACKET: Final = (
     268_435_460  # the longest remaining length, its four bytes and the first byte
 )
 _SOCKET_PATH_BYTES: Final = 107  # sun_path of Linux without its closing NUL
-_SHORTEST_INTERVAL: Final = 0.1
 _NOT_IN_TOPICS: Final = ("Cc", "Cs")  # control characters, surrogates
 
 
-_SIZE_UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9} | {
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-}
-_TIME_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE: Final = re.compile(r"(\d+) ?([A-Za-z]*)")
-_TIME: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
-_TIME_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-
-
-def _refuse(expected: str, hint: str = "") -> PydanticCustomError:
-    return PydanticCustomError("refused", "{expected}", {"expected": expected, "hint": hint})
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _parse_size(value: object) -> int:
-    if _is_number(value):
-        return typing.cast(int, value)
-    if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
-        unit = _SIZE_UNITS.get(match[2].upper())
-        if unit is not None:
-            return int(match[1]) * unit
-    raise _refuse("a size such as 1MiB, 64KiB, 500kB or a plain number of bytes")
-
-
-def _parse_duration(value: object) -> float:
-    seconds = math.nan
-    if _is_number(value) or isinstance(value, float):
-        with contextlib.suppress(OverflowError):  # a whole number that no float can hold
-            seconds = float(typing.cast(float, value))
-    elif isinstance(value, str) and _TIME.fullmatch(value):
-        seconds = sum(float(n) * _TIME_UNITS[unit] for n, unit in _TIME_PART.findall(value))
-    if math.isfinite(seconds):
-        return seconds
-    raise _refuse("a duration such as 500ms, 10s, 1h30m or 30d, or a plain number of seconds")
-
-
-def _parse_whole_seconds(value: object) -> int:
-    seconds = _parse_duration(value)
-    if seconds != int(seconds):
-        raise _refuse("whole seconds")
-    return int(seconds)
-
-
-def _parse_interval(value: object) -> float:
-    seconds = _parse_duration(value)
-    if 0 < seconds < _SHORTEST_INTERVAL:
-        raise _refuse("100ms or more, or 0 for never")
-    return seconds
-
-
-def _parse_expiry(value: object) -> int:
-    return NEVER if value == "never" else _parse_whole_seconds(value)
-
-
-def _parse_path(value: object, info: ValidationInfo) -> Path:
-    if not isinstance(value, str) or not value or not _can_name_a_file(value):
-        raise _refuse("the name of a file")
-    return _base_of(info) / value
-
-
-def _can_name_a_file(text: str) -> bool:
-    try:
-        return b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:  # a lone surrogate, as "\ud800" in YAML
-        return False
+_TOPIC_PATTERN: Final = r"^[^#+\x00-\x1f\x7f-\x9f]*$"
 
 
 def _parse_response_information(value: object) -> object:
@@ -144,35 +86,18 @@ def _parse_response_information(value: object) -> object:
         for place, character in enumerate(value, 1):
             if character in "+#" or unicodedata.category(character) in _NOT_IN_TOPICS:
                 hint = f"character {place} is {shown(character)}"
-                raise _refuse("a topic without wildcards and control characters", hint)
+                raise refuse("a topic without wildcards and control characters", hint)
     return value
 
 
 def _parse_storage(value: object, info: ValidationInfo) -> str:
-    return ":memory:" if value == ":memory:" else str(_parse_path(value, info))
-
-
-def _base_of(info: ValidationInfo) -> Path:
-    context = info.context
-    return Path(context["base"]) if isinstance(context, dict) and "base" in context else Path()
-
-
-def _text_or(number: str, pattern: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": [number, "string"], "minimum": 0, "pattern": pattern})
-
-
-_SIZE_SCHEMA: Final = _text_or("integer", r"^\d+ ?([kKmMgG][iI]?)?[bB]$|^\d+$")
-_TOPIC_PATTERN: Final = r"^[^#+\x00-\x1f\x7f-\x9f]*$"
-_TIME_SCHEMA: Final = _text_or("number", r"^(\d+(\.\d+)?(ms|s|m|h|d))+$")
-_EXPIRY_SCHEMA: Final = _text_or("integer", r"^never$|^(\d+(\.\d+)?(ms|s|m|h|d))+$")
-
-FilePath = Annotated[Path, BeforeValidator(_parse_path), WithJsonSchema({"type": "string"})]
+    return ":memory:" if value == ":memory:" else str(parse_path(value, info))
 
 
 def split_bind(bind: str) -> tuple[str, int, str]:
     """Host, port and socket path of a bind; the path is "" or the other two are. May ValueError."""
     if bind.startswith("unix:"):
-        if len(bind) == 5 or not _can_name_a_file(bind):
+        if len(bind) == 5 or not can_name_a_file(bind):
             raise ValueError(bind)
         return "", 0, bind[5:]
     host, colon, digits = bind.rpartition(":")
@@ -188,7 +113,7 @@ def split_bind(bind: str) -> tuple[str, int, str]:
 def _parse_bind(value: object, info: ValidationInfo) -> str:
     expected = "host:port, [v6]:port or unix:/path, with a port from 0 (any free one) to 65535"
     if not isinstance(value, str):
-        raise _refuse(expected)
+        raise refuse(expected)
     try:
         _, _, path = split_bind(value)
     except ValueError:
@@ -197,12 +122,12 @@ def _parse_bind(value: object, info: ValidationInfo) -> str:
             hint = "an IPv6 address stands in brackets"
         elif value.startswith((":", "*:")):
             hint = "for all addresses write 0.0.0.0:port"
-        raise _refuse(expected, hint) from None
+        raise refuse(expected, hint) from None
     if not path:
         return value
-    resolved = str(_base_of(info) / path)
+    resolved = str(base_of(info) / path)
     if len(os.fsencode(resolved)) > _SOCKET_PATH_BYTES:
-        raise _refuse(f"a socket path of at most {_SOCKET_PATH_BYTES} bytes")
+        raise refuse(f"a socket path of at most {_SOCKET_PATH_BYTES} bytes")
     return f"unix:{resolved}"
 
 
@@ -210,7 +135,7 @@ def _parse_network(value: object) -> str:
     try:
         return str(ipaddress.ip_network(value if isinstance(value, str) else ""))
     except ValueError:
-        raise _refuse("an IP address or a network such as 10.0.0.0/8") from None
+        raise refuse("an IP address or a network such as 10.0.0.0/8") from None
 
 
 def _is_local(bind: str) -> bool:
@@ -224,13 +149,7 @@ def _is_local(bind: str) -> bool:
         return False
 
 
-class _Node(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
-    )
-
-
-class TlsConfig(_Node):
+class TlsConfig(Node):
     """TLS on one listener: 1.2 and 1.3."""
 
     cert: FilePath
@@ -245,7 +164,7 @@ class TlsConfig(_Node):
     """The part of a verified client certificate that becomes the user name."""
 
 
-class ListenerConfig(_Node):
+class ListenerConfig(Node):
     """One address that clients connect to."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
@@ -294,7 +213,7 @@ class ListenerConfig(_Node):
         return _is_local(self.bind)
 
 
-class StorageConfig(_Node):
+class StorageConfig(Node):
     """Where sessions, queues and retained messages live."""
 
     path: Annotated[str, BeforeValidator(_parse_storage), WithJsonSchema({"type": "string"})] = (
@@ -305,11 +224,11 @@ class StorageConfig(_Node):
     """What an acknowledgement promises: on disk, with the operating system, nothing."""
 
 
-_Size = Annotated[int, BeforeValidator(_parse_size), _SIZE_SCHEMA]
-_Seconds = Annotated[int, BeforeValidator(_parse_whole_seconds), _TIME_SCHEMA]
+_Size = Annotated[int, BeforeValidator(parse_size), SIZE_SCHEMA]
+_Seconds = Annotated[int, BeforeValidator(parse_whole_seconds), TIME_SCHEMA]
 
 
-class LimitsConfig(_Node):
+class LimitsConfig(Node):
     """What one client may ask of the broker."""
 
     max_packet_size: Annotated[_Size, Field(ge=128, le=_LARGEST_PACKET)] = 1_048_576
@@ -329,11 +248,11 @@ class LimitsConfig(_Node):
     topic_alias_maximum: Annotated[int, Field(ge=0, le=65535)] = 64
     """Topic aliases that a client may use, and that the broker uses when the client allows it."""
     session_expiry_max: Annotated[
-        int, BeforeValidator(_parse_expiry), Field(ge=0, le=NEVER), _EXPIRY_SCHEMA
+        int, BeforeValidator(parse_expiry), Field(ge=0, le=NEVER), EXPIRY_SCHEMA
     ] = 2_592_000
     """The longest that a session outlives its connection; `never` is no limit."""
     connect_timeout: Annotated[
-        float, BeforeValidator(_parse_duration), Field(gt=0, le=3600), _TIME_SCHEMA
+        float, BeforeValidator(parse_duration), Field(gt=0, le=3600), TIME_SCHEMA
     ] = 10.0
     """How long a new connection may take until its CONNECT is complete."""
     max_keep_alive: Annotated[_Seconds, Field(ge=0, le=65535)] = 0
@@ -346,7 +265,7 @@ class LimitsConfig(_Node):
     """Levels of a topic name or filter."""
 
 
-class MetricsConfig(_Node):
+class MetricsConfig(Node):
     """Figures for Prometheus, and health checks, over HTTP."""
 
     bind: Annotated[str, BeforeValidator(_parse_bind), WithJsonSchema({"type": "string"})] = (
@@ -372,14 +291,14 @@ class MetricsConfig(_Node):
         return _is_local(self.bind)
 
 
-class LoggingConfig(_Node):
+class LoggingConfig(Node):
     """Lines on standard error, one an event."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
 
 
-class Config(_Node):
+class Config(Node):
     """The whole configuration; `Config()` is what a broker without a file uses."""
 
     listeners: Annotated[list[ListenerConfig], Field(min_length=1)] = [
@@ -395,7 +314,7 @@ class Config(_Node):
     ] = "response"
     """Topic prefix for MQTT 5 clients that request response information; empty gives none."""
     sys_interval: Annotated[
-        float, BeforeValidator(_parse_interval), Field(ge=0, le=86400), _TIME_SCHEMA
+        float, BeforeValidator(parse_interval), Field(ge=0, le=86400), TIME_SCHEMA
     ] = 10.0
     """How often what has changed below $SYS is published; 0 publishes nothing there."""
     metrics: MetricsConfig | None = None
@@ -449,9 +368,9 @@ _EXPECTED: Final = {
 }
 
 
-def _model_at(loc: Loc) -> type[_Node] | None:
+def _model_at(loc: Loc) -> type[Node] | None:
     """The model whose keys stand at `loc`; None below a scalar."""
-    model: type[_Node] | None = Config
+    model: type[Node] | None = Config
     for part in loc:
         if isinstance(part, int) or model is None:
             continue
@@ -460,8 +379,8 @@ def _model_at(loc: Loc) -> type[_Node] | None:
     return model
 
 
-def _model_in(annotation: object) -> type[_Node] | None:
-    if isinstance(annotation, type) and issubclass(annotation, _Node):
+def _model_in(annotation: object) -> type[Node] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Node):
         return annotation
     for argument in typing.get_args(annotation):
         if (model := _model_in(argument)) is not None:
@@ -474,7 +393,7 @@ def _close(word: str, words: list[str]) -> str:
     return f"did you mean {matches[0]!r}?" if matches else ""
 
 
-def _homes(key: str, model: type[_Node] = Config, path: str = "") -> Iterator[str]:
+def _homes(key: str, model: type[Node] = Config, path: str = "") -> Iterator[str]:
     """The places in the tree where a key of this name belongs."""
     for name, field in model.model_fields.items():
         here = f"{path}.{name}" if path else name

@@ -68,10 +68,11 @@ def _select_build() -> str:
     """Put the chosen build first and import it; how it should be called in the report."""
     wanted = os.environ.get("MQTTD_BUILD", "")
     place = (ROOT / wanted).resolve() if wanted else ROOT
-    sys.path.insert(0, str(place))
-    os.environ["PYTHONPATH"] = str(place)
+    places = [str(place)] if wanted else [str(place), str(place / "plugins")]
+    sys.path[:0] = places
+    os.environ["PYTHONPATH"] = os.pathsep.join(places)
     os.environ["PYTHONSAFEPATH"] = "1"  # children don't put their working directory first
-    for name in ("mqttd", "device_sim"):
+    for name in ("mqttd", "device_sim", "mqttd_plugins"):
         file = importlib.import_module(name).__file__
         if file is None or not Path(file).resolve().is_relative_to(place):
             pytest.exit(f"{name} comes from {file}, not from {place}", returncode=4)

@@ -1,0 +1,136 @@
+"""The surface for authors of plugins: everything they import comes from here.
+
+A plugin is a class that derives from `Plugin` and overrides the hooks it wants. It is named in the
+configuration by an entry point of the group `mqttd.plugins`, by `dotted.path:Class`, or as a loose
+file `./mine.py`, and gets what stands under `config` there as its own, validated model.
+
+    from mqttd.api import NOT_MINE, Allow, Client, Decision, Plugin, PluginConfig
+
+    class Config(PluginConfig):
+        prefix: str
+
+    class Prefixed(Plugin[Config]):
+        def authorize_publish(self, client: Client, topic: str, qos: int, retain: bool) -> Decision:
+            return Allow() if topic.startswith(self.config.prefix) else NOT_MINE
+
+Owns: no code, only which names last. What is not listed here may change in any version. The broker
+inside a process is `mqttd.Broker`; a broker around a plugin's tests is `mqttd.testing`.
+
+Must not know: how hooks are called, who implements the services.
+"""
+
+from __future__ import annotations
+
+from mqttd.core import spec as reason_codes
+from mqttd.core.errors import ProtocolError
+from mqttd.core.topics import split_shared, validate_topic_filter, validate_topic_name
+from mqttd.hooks.plugin import (
+    BrokerServices,
+    InternalClient,
+    Plugin,
+    PluginConfig,
+    Received,
+    SessionInfo,
+    Table,
+    Timer,
+)
+from mqttd.hooks.values import (
+    ALLOW,
+    CONNECTED,
+    DELIVERED,
+    DENIED,
+    DENY,
+    DISCONNECTED,
+    DROPPED,
+    EVENT_KINDS,
+    NO_PROPERTIES,
+    NOT_MINE,
+    PUBLISHED,
+    REFUSED,
+    SESSION_CREATED,
+    SESSION_EXPIRED,
+    SESSION_TAKEN_OVER,
+    SUBSCRIBED,
+    UNSUBSCRIBED,
+    Allow,
+    Client,
+    ConnectRequest,
+    Continue,
+    Credentials,
+    Decision,
+    Deny,
+    Drop,
+    Event,
+    Message,
+    MessageProperties,
+    NotMine,
+    SubscriptionRequest,
+)
+from mqttd.scalars import Duration, FilePath, Size
+
+__all__ = [
+    "ALLOW",
+    "CONNECTED",
+    "DELIVERED",
+    "DENIED",
+    "DENY",
+    "DISCONNECTED",
+    "DROPPED",
+    "EVENT_KINDS",
+    "NOT_MINE",
+    "NO_PROPERTIES",
+    "PUBLISHED",
+    "REFUSED",
+    "SESSION_CREATED",
+    "SESSION_EXPIRED",
+    "SESSION_TAKEN_OVER",
+    "SUBSCRIBED",
+    "UNSUBSCRIBED",
+    "Allow",
+    "BrokerServices",
+    "Client",
+    "ConnectRequest",
+    "Continue",
+    "Credentials",
+    "Decision",
+    "Deny",
+    "Drop",
+    "Duration",
+    "Event",
+    "FilePath",
+    "InternalClient",
+    "Message",
+    "MessageProperties",
+    "NotMine",
+    "Plugin",
+    "PluginConfig",
+    "ProtocolError",
+    "Received",
+    "SessionInfo",
+    "Size",
+    "SubscriptionRequest",
+    "Table",
+    "Timer",
+    "matches",
+    "reason_codes",
+    "split_shared",
+    "validate_topic_filter",
+    "validate_topic_name",
+]
+
+
+def matches(topic_filter: str, topic: str) -> bool:
+    """Whether a valid filter (without `$share/GROUP/`) matches a valid topic.
+
+    As the broker matches: a leading wildcard doesn't reach topics that begin with "$".
+    """
+    levels = topic_filter.split("/")
+    parts = topic.split("/")
+    if topic.startswith("$") and levels[0] in ("+", "#"):  # [MQTT-4.7.2-1]
+        return False
+    for place, level in enumerate(levels):
+        if level == "#":
+            return True
+        if place >= len(parts) or level not in ("+", parts[place]):
+            return False
+    return len(parts) == len(levels)

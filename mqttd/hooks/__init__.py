@@ -1,0 +1,1 @@
+"""Hooks: how plugins take part in what the broker decides, changes and reports."""

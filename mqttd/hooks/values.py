@@ -1,0 +1,357 @@
+"""What passes between the broker and a plugin: clients, messages, decisions, events.
+
+Owns: the value types of `mqttd.api`. They are made for authors of plugins: plain text and numbers
+instead of encoded blocks, nothing that a plugin could break by keeping it.
+
+Must not know: how a hook is called, connections, the store, asyncio.
+
+Invariants: a `Message` is never changed, `replace` makes another one; its properties are decoded
+when somebody asks for them, since most hooks look at the topic alone; a decision that is not one of
+the classes here is no decision, and counts as a failure of the plugin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mqttd.core import spec
+from mqttd.core.properties import Properties, decode_forwardable, encode_forwardable
+
+
+class Client:
+    """Somebody who is connected, or about to be: whom a hook is asked about.
+
+    One object lasts from CONNECT to the end of the connection, and beyond it for the will and the
+    queue of its session. `attributes` is for plugins: what one of them learnt about the client
+    (claims of a token, a tenant), the others may read.
+    """
+
+    __slots__ = (
+        "_certificate",
+        "address",
+        "attributes",
+        "client_id",
+        "identity",
+        "listener",
+        "peer",
+        "transport",
+        "username",
+        "version",
+    )
+
+    def __init__(
+        self,
+        client_id: str,
+        username: str | None = None,
+        peer: str = "",
+        listener: str = "",
+        transport: str = "tcp",
+        version: int = spec.MQTT5,
+        identity: str | None = None,
+        certificate: Any = None,
+    ) -> None:
+        self.client_id = client_id  # "" until the broker has assigned one
+        self.username = username  # as claimed while `authenticate` is asked, verified afterwards
+        self.peer = peer  # "192.0.2.1:50123", "[2001:db8::1]:50123" or "unix:/run/mqttd.sock"
+        self.address = address_of(peer)  # the same without the port
+        self.listener = listener  # name in the configuration
+        self.transport = transport  # tcp, websocket or unix, with "+tls" behind it
+        self.version = version  # protocol level: 3, 4 or 5
+        self.identity = identity  # user name out of a verified client certificate
+        self.attributes: dict[str, Any] = {}
+        self._certificate = certificate
+
+    @property
+    def certificate(self) -> bytes | None:
+        """The verified certificate of the client as DER; None where it showed none."""
+        certificate = self._certificate
+        if certificate is None or isinstance(certificate, bytes):
+            return certificate
+        self._certificate = found = certificate()
+        return found if isinstance(found, bytes) else None
+
+    def __repr__(self) -> str:
+        return f"Client({self.client_id!r}, username={self.username!r}, peer={self.peer!r})"
+
+
+def address_of(peer: str) -> str:
+    """The host of a peer; a Unix socket stands for itself."""
+    if peer.startswith("unix:"):
+        return peer
+    host, colon, _ = peer.rpartition(":")
+    return host.strip("[]") if colon else peer
+
+
+@dataclass(frozen=True, slots=True)
+class MessageProperties:
+    """The properties of a PUBLISH that travel with the message."""
+
+    payload_format_indicator: int | None = None
+    content_type: str | None = None
+    response_topic: str | None = None
+    correlation_data: bytes | None = None
+    user_properties: tuple[tuple[str, str], ...] = ()
+
+    def encoded(self) -> bytes:
+        """As they stand in a PUBLISH, without the length in front. ProtocolError if invalid."""
+        block = Properties()
+        block.payload_format_indicator = self.payload_format_indicator
+        block.content_type = self.content_type
+        block.response_topic = self.response_topic
+        block.correlation_data = self.correlation_data
+        block.user_properties = list(self.user_properties)
+        return encode_forwardable(block)
+
+
+NO_PROPERTIES: Final = MessageProperties()
+
+
+class Message:
+    """An application message. `expires_in_s` is what is left of its expiry interval."""
+
+    __slots__ = (
+        "_block",
+        "_properties",
+        "client_id",
+        "expires_in_s",
+        "payload",
+        "qos",
+        "retain",
+        "topic",
+    )
+
+    def __init__(
+        self,
+        topic: str,
+        payload: bytes = b"",
+        qos: int = 0,
+        retain: bool = False,
+        properties: MessageProperties | None = None,
+        expires_in_s: float | None = None,
+        client_id: str = "",
+        block: bytes | None = None,
+    ) -> None:
+        """`block` is the encoded form of `properties`, for whoever has that at hand."""
+        self.topic = topic
+        self.payload = payload
+        self.qos = qos
+        self.retain = retain
+        self.expires_in_s = expires_in_s
+        self.client_id = client_id  # of the publisher; "" for the broker and its plugins
+        self._properties = properties
+        self._block = block
+
+    @property
+    def properties(self) -> MessageProperties:
+        if self._properties is None:
+            self._properties = _decoded(self._block) if self._block else NO_PROPERTIES
+        return self._properties
+
+    @property
+    def block(self) -> bytes:
+        """The encoded properties."""
+        if self._block is None:
+            self._block = b"" if self._properties is None else self._properties.encoded()
+        return self._block
+
+    def replace(self, **changes: Any) -> Message:
+        """The same message with other topic, payload, qos, retain, properties or expires_in_s."""
+        values: dict[str, Any] = {
+            "topic": self.topic,
+            "payload": self.payload,
+            "qos": self.qos,
+            "retain": self.retain,
+            "expires_in_s": self.expires_in_s,
+            "client_id": self.client_id,
+        }
+        if "properties" not in changes:
+            values["properties"] = self._properties
+            values["block"] = self._block
+        values.update(changes)
+        return Message(**values)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Message):
+            return NotImplemented
+        names = ("topic", "payload", "qos", "retain", "expires_in_s", "client_id", "properties")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+    def __hash__(self) -> int:
+        return hash((self.topic, self.payload, self.qos))
+
+    def __repr__(self) -> str:
+        # Never the payload: what is printed may end in a log.
+        size = len(self.payload)
+        return f"Message({self.topic!r}, {size} bytes, qos={self.qos}, retain={self.retain})"
+
+
+def _decoded(block: bytes) -> MessageProperties:
+    properties = decode_forwardable(block)
+    return MessageProperties(
+        properties.payload_format_indicator,
+        properties.content_type,
+        properties.response_topic,
+        properties.correlation_data,
+        tuple(properties.user_properties or ()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a CONNECT brought along. Its `repr` never shows the password."""
+
+    username: str | None
+    password: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectRequest:
+    """The CONNECT that a client sent, for `on_connect`; `dataclasses.replace` makes another one.
+
+    `will` is the message that is published when the connection breaks; its delay can't be changed.
+    """
+
+    client_id: str
+    clean_start: bool
+    keep_alive_s: int
+    username: str | None
+    session_expiry_s: int
+    user_properties: tuple[tuple[str, str], ...] = ()
+    will: Message | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionRequest:
+    """One filter of a SUBSCRIBE. `topic_filter` is whole: `$share/GROUP/` stands in front of it."""
+
+    topic_filter: str
+    qos: int = 0
+    no_local: bool = False
+    retain_as_published: bool = False
+    retain_handling: int = 0
+
+    @property
+    def inner_filter(self) -> str:
+        """The filter that topics are compared with, without `$share/GROUP/`."""
+        if self.topic_filter.startswith("$share/"):
+            return self.topic_filter.split("/", 2)[2]
+        return self.topic_filter
+
+
+# Decisions.
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """Yes.
+
+    `rule` says by which rule, for `mqttd explain` (a file and line). From `authenticate`:
+    `username` is who the client is from now on (None: whom it claimed to be), `expires_in_s` ends
+    the connection after so many seconds, `data` travels in the last step of an enhanced
+    authentication. From `authorize_*`: without `cache` the same topic is asked about again.
+    """
+
+    rule: str = ""
+    username: str | None = None
+    expires_in_s: float | None = None
+    data: bytes | None = None
+    cache: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """No. `code` is the MQTT 5 reason code; `reason` goes to the log and, if asked, the client.
+
+    With `disconnect` the connection ends, with `code` in its DISCONNECT.
+    """
+
+    reason: str = ""
+    code: int = spec.NOT_AUTHORIZED
+    rule: str = ""
+    disconnect: bool = False
+    cache: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class NotMine:
+    """No opinion: the next plugin is asked. When nobody has one, the answer is no."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continue:
+    """Enhanced authentication goes on: `data` for the client, then its next AUTH is awaited."""
+
+    data: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """From `on_publish` and `on_deliver`: acknowledged as usual, and delivered to nobody.
+
+    What the plugin has written to its table before it returned this is durable before the
+    acknowledgement leaves.
+    """
+
+    reason: str = "dropped by a plugin"
+
+
+ALLOW: Final = Allow()
+DENY: Final = Deny()
+NOT_MINE: Final = NotMine()
+
+Decision = Allow | Deny | NotMine
+
+
+# Events.
+
+CONNECTED: Final = "connected"
+DISCONNECTED: Final = "disconnected"
+REFUSED: Final = "refused"  # a CONNECT, or a connection before it
+SUBSCRIBED: Final = "subscribed"
+UNSUBSCRIBED: Final = "unsubscribed"
+PUBLISHED: Final = "published"
+DENIED: Final = "denied"  # a PUBLISH or a SUBSCRIBE
+DELIVERED: Final = "delivered"
+DROPPED: Final = "dropped"
+SESSION_CREATED: Final = "session_created"
+SESSION_EXPIRED: Final = "session_expired"
+SESSION_TAKEN_OVER: Final = "session_taken_over"
+
+EVENT_KINDS: Final = frozenset(
+    {
+        CONNECTED,
+        DISCONNECTED,
+        REFUSED,
+        SUBSCRIBED,
+        UNSUBSCRIBED,
+        PUBLISHED,
+        DENIED,
+        DELIVERED,
+        DROPPED,
+        SESSION_CREATED,
+        SESSION_EXPIRED,
+        SESSION_TAKEN_OVER,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that has happened. What doesn't apply to its kind is empty.
+
+    `at` is seconds since 1970; `client_id` is whose connection, session, message (published) or
+    delivery (delivered, dropped) it is; `topic` is the topic, or the filter of a subscription;
+    `payload` is there for `published` alone.
+    """
+
+    kind: str
+    at: float
+    client_id: str = ""
+    username: str | None = None
+    peer: str = ""
+    topic: str = ""
+    qos: int = 0
+    retain: bool = False
+    payload: bytes = field(default=b"", repr=False)
+    reason: str = ""
