@@ -42,6 +42,8 @@ WILL_DROP: Final = 13  # owner
 GROUP_SAVE: Final = 14  # owner=share name, name=filter, number
 GROUP_DROP: Final = 15  # owner=share name, name=filter
 DELIVERY_FORGET: Final = 16  # number=serial: settled by somebody who doesn't have it at hand
+TABLE_SET: Final = 17  # owner=table of a plugin, name=key, value
+TABLE_DROP: Final = 18  # owner=table, name=key
 
 
 _WEIGHED: Final = 64  # deliveries between two looks at whether patience pays
@@ -58,6 +60,7 @@ class Op:
         number: int = 0,
         delivery: Delivery | None = None,
         message: Message | None = None,
+        value: bytes = b"",
     ) -> None:
         self.kind = kind
         self.owner = owner
@@ -65,6 +68,7 @@ class Op:
         self.number = number
         self.delivery = delivery
         self.message = message
+        self.value = value
         self.serial: int = 0  # of the delivery's row; the delivery may get another one later
         self.packet_id: int = 0  # of an update, as it was then: it may be written a batch later
         self.state: int = 0
@@ -118,11 +122,12 @@ class Journal:
         name: str = "",
         number: int = 0,
         message: Message | None = None,
+        value: bytes = b"",
     ) -> int:
         """Append an operation; returns the barrier its promise has to wait for (0: none)."""
         if not self.enabled:
             return 0
-        self._ops.append(Op(kind, owner, name, number, None, message))
+        self._ops.append(Op(kind, owner, name, number, None, message, value))
         if kind <= SUBSCRIPTION_DROP or WILL_SAVE <= kind <= GROUP_DROP:
             self._hurry = True
         return self.seq

@@ -1,8 +1,9 @@
-"""A broker as it was: sessions, windows, queues and retained messages put back after a restart.
+"""A broker as it was: sessions, windows, queues, retained messages put back after a restart.
 
-Owns: the order in which the pieces come (sessions, then what hangs on them, then retained messages,
-then `finish`) and what becomes of those that ended while the broker was away. Whoever kept the
-pieces calls one method for each; instants are already in the core's clock and may lie in the past.
+Owns: the order in which the pieces come (sessions, then what hangs on them, then retained messages
+and the rows of plugins, then `finish`) and what becomes of those that ended while the broker was
+away. Whoever kept the pieces calls one method for each; instants are already in the core's clock
+and may lie in the past.
 
 Must not know: rows, files, the wall clock.
 
@@ -167,6 +168,10 @@ class Restorer:
     def retained(self, message: Message) -> None:
         """The retained message of a topic."""
         self.broker.retained.set(message.topic, message)
+
+    def row(self, table: str, key: str, value: bytes) -> None:
+        """A row of a table that a plugin keeps."""
+        self.broker.tables.restore(table, key, value)
 
     def finish(self, next_number: int, next_serial: int, front_serial: int) -> None:
         """Everything is there: act on what happened, or would have, while the broker was away.

@@ -23,6 +23,7 @@ from mqttd.core.packets import Connect, Filter
 from mqttd.core.retained import Retained
 from mqttd.core.session import Context, Session
 from mqttd.core.settings import Settings
+from mqttd.core.tables import Tables
 from mqttd.core.trie import Matched, Trie
 
 MAX_EVENTS: Final = 10000
@@ -57,6 +58,7 @@ class Router:
         self.context = Context(settings, self.counters, self.journal)
         self.trie = Trie(settings.max_topic_levels)
         self.retained = Retained()
+        self.tables = Tables(self.journal)
         self.hooks = Hooks()
         self.fields = PublishFields()  # of the PUBLISH that is being read
         self.dirty: list[Outbound] = []

@@ -17,6 +17,7 @@ def test_everything_of_a_broker_is_shared_by_reference() -> None:
     assert router.context.counters is router.counters
     assert router.context.journal is router.journal
     assert router.journal.enabled
+    assert router.tables.set("t", "k", b"v") == router.journal.last() == 1
     assert router.trie.max_levels == 7
     assert (router.dirty, router.events) == ([], [])
     assert not Router(settings, False).journal.enabled
