@@ -480,6 +480,9 @@ def _stats(db: sqlite3.Connection, path: Path, top: int, now: float) -> Document
             now + SOON_S,
         )
         kept, kept_bytes = one(db, "SELECT count(*), total(length(payload)) FROM retained")
+        tables, rows, row_bytes = one(
+            db, "SELECT count(DISTINCT name), count(*), total(length(value)) FROM plugin_rows"
+        )
         messages, message_bytes = one(db, "SELECT count(*), total(length(payload)) FROM messages")
         # Identifiers grow, so the first is the oldest; its instant may lie behind a long payload.
         first = db.execute("SELECT stored_at FROM messages ORDER BY id LIMIT 1").fetchone()
@@ -494,6 +497,7 @@ def _stats(db: sqlite3.Connection, path: Path, top: int, now: float) -> Document
             "wills": one(db, "SELECT count(*) FROM wills")[0],
             "inbound": one(db, "SELECT count(*) FROM inbound")[0],
             "retained": {"count": kept, "bytes": int(kept_bytes)},
+            "plugin_rows": {"tables": tables, "count": rows, "bytes": int(row_bytes)},
             "messages": {
                 "count": messages,
                 "bytes": int(message_bytes),

@@ -48,6 +48,7 @@ class Changes:
         self.inbound: dict[str, dict[int, bool]] = {}  # by client and packet id: still there?
         self.retained: dict[str, Row | None] = {}
         self.shares: dict[tuple[str, str], Row | None] = {}  # by share name and filter
+        self.plugin_rows: dict[tuple[str, str], Row | None] = {}  # by table and key
         self.garbage: list[array[int]] = []  # serials, for when there is time
         self.messages: list[Value] = []
         self.deliveries: list[Value] = []
@@ -190,6 +191,10 @@ class Encoder:
             changes.shares[owner, op.name] = (op.number, owner, op.name)
         elif kind == kinds.GROUP_DROP:
             changes.shares[owner, op.name] = None
+        elif kind == kinds.TABLE_SET:
+            changes.plugin_rows[owner, op.name] = (owner, op.name, op.value)
+        elif kind == kinds.TABLE_DROP:
+            changes.plugin_rows[owner, op.name] = None
         elif kind == kinds.DELIVERY_FORGET:
             changes.forgotten.append(op.number)
         else:

@@ -68,6 +68,8 @@ def apply(db: sqlite3.Connection, changes: Changes) -> int:
         db.execute("DELETE FROM shares WHERE name = ? AND filter = ?", key)
         if share is not None:
             db.execute("INSERT INTO shares VALUES (?, ?, ?)", share)
+    if changes.plugin_rows:
+        _apply_plugin_rows(db, changes)
     settle(db, changes.settled, changes.done_messages, changes.left_messages)
     _put(db, "INSERT INTO messages VALUES ", MESSAGE_WIDTH, changes.messages)
     _put(db, "INSERT INTO refs VALUES ", 2, changes.refs)
@@ -82,10 +84,12 @@ def apply(db: sqlite3.Connection, changes: Changes) -> int:
     )
     forget(db, changes.forgotten)
     size = _bytes_in(changes.messages[2::MESSAGE_WIDTH])
-    for row in chain(changes.retained.values(), changes.wills.values()):
+    others = (changes.retained.values(), changes.wills.values(), changes.plugin_rows.values())
+    for row in chain.from_iterable(others):
         size += _bytes_in(row or ())
     count = len(changes.messages) // MESSAGE_WIDTH + len(changes.deliveries) // DELIVERY_WIDTH
     count += len(changes.moved) + len(changes.settled) + len(changes.retained)
+    count += len(changes.plugin_rows)
     return size + _ROW_BYTES * count
 
 
@@ -108,6 +112,20 @@ def _apply_inbound(db: sqlite3.Connection, changes: Changes) -> None:
         " WHERE i.client = c AND i.packet_id = p)",
     )
     _put(db, "INSERT OR REPLACE INTO inbound VALUES ", 2, begun)
+
+
+def _apply_plugin_rows(db: sqlite3.Connection, changes: Changes) -> None:
+    rows = changes.plugin_rows
+    # A bare `IN (VALUES ...)` on two columns would walk the whole table.
+    _put(
+        db,
+        "WITH gone (n, k) AS (VALUES ",
+        2,
+        _flat(key for key, row in rows.items() if row is None),
+        ") DELETE FROM plugin_rows WHERE (name, key) IN (SELECT n, k FROM gone)",
+    )
+    there = _flat(row for row in rows.values() if row is not None)
+    _put(db, "INSERT OR REPLACE INTO plugin_rows VALUES ", 3, there)
 
 
 def settle(
@@ -255,6 +273,8 @@ def read(db: sqlite3.Connection, restorer: Restorer, offset: float) -> tuple[arr
         restorer.retained(
             _message(topic, payload, qos, True, properties, instant(expires_at), origin)
         )
+    for name, key, value in db.execute("SELECT name, key, value FROM plugin_rows"):
+        restorer.row(name, key, value)
     last, first, owner, row = db.execute(
         "SELECT coalesce(max(serial), 0), coalesce(min(serial), 0), coalesce(max(owner), 0),"
         " (SELECT coalesce(max(id), 0) FROM messages) FROM deliveries"

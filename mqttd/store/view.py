@@ -203,6 +203,7 @@ def stats_rows(document: Document) -> list[Row]:
     """The whole database, a line a figure."""
     sessions = document["sessions"]
     retained = document["retained"]
+    plugins = document["plugin_rows"]
     messages = document["messages"]
     deliveries = document["deliveries"]
     free = document["free_pages"]
@@ -221,6 +222,11 @@ def stats_rows(document: Document) -> list[Row]:
         ("wills", f"{document['wills']:,}", ""),
         ("QoS 2 exchanges begun", f"{document['inbound']:,}", ""),
         ("retained messages", f"{retained['count']:,}", size(retained["bytes"])),
+        (
+            "rows of plugins",
+            f"{plugins['count']:,}",
+            f"{size(plugins['bytes'])} in {plugins['tables']:,} tables",
+        ),
         ("queued messages", f"{messages['count']:,}", size(messages["bytes"])),
         ("oldest of them", age(messages["oldest_age_s"]), instant(messages["oldest_stored_at"])),
         (

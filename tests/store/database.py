@@ -24,6 +24,8 @@ ROWS = (
     "INSERT INTO wills VALUES ('c', 'w', x'00', 1, 0, 5, 0, x'')",
     "INSERT INTO inbound VALUES ('b', 65535)",
     "INSERT INTO retained VALUES ('r', x'0102', 1, x'', 0, 'a')",
+    "INSERT INTO plugin_rows VALUES ('bans', '10.0.0.1', x'01')",
+    "INSERT INTO plugin_rows VALUES ('delayed', '1', x'0203'), ('delayed', '2', x'04')",
     f"INSERT INTO messages VALUES (1, 't/1', zeroblob(10), 1, 0, x'', 0, {NOW - 100})",
     f"INSERT INTO messages VALUES (2, 't/2', zeroblob(20), 2, 0, x'', 0, {NOW - 50})",
     f"INSERT INTO messages VALUES (3, 't/3', zeroblob(40), 1, 0, x'', 0, {NOW - 10})",

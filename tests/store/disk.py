@@ -182,7 +182,8 @@ def state_of(harness: Disk) -> dict[str, Any]:
         message.topic: (message.payload, message.qos, message.properties, message.origin)
         for message in broker.retained.cursor("#").take(1 << 30)
     }
-    return {"sessions": sessions, "retained": retained}
+    tables = {name: dict(broker.tables.items(name)) for name in broker.tables.rows}
+    return {"sessions": sessions, "retained": retained, "tables": tables}
 
 
 def away(disk: Disk, client_id: str, *filters: str, qos: int = 1, expiry: int = 3600) -> None:
@@ -240,6 +241,14 @@ EMPTY = {"deliveries": 0, "messages": 0, "refs": 0}
 def assert_sound(disk: Disk) -> None:
     """The file says nothing that can't be."""
     assert admin.check(disk.path)["findings"] == []
+
+
+def limited(disk: Disk, pages: int) -> None:
+    """The disk is full: the database may not grow by more than this."""
+    db = disk.store._db
+    assert db is not None
+    now = db.execute("PRAGMA page_count").fetchone()[0]
+    db.execute(f"PRAGMA max_page_count = {now + pages}")
 
 
 class Receiver:

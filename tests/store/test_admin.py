@@ -59,7 +59,9 @@ def test_a_good_database(path: Path) -> None:
 def test_an_empty_database(tmp_path: Path) -> None:
     path = create(tmp_path / "mqttd.db")
     assert findings(path) == {}
-    assert admin.stats(path)["queues"] == []
+    document = admin.stats(path)
+    assert document["queues"] == []
+    assert document["plugin_rows"] == {"tables": 0, "count": 0, "bytes": 0}
 
 
 BROKEN = {
@@ -182,11 +184,12 @@ def test_tables_that_are_not_those_of_the_version(tmp_path: Path) -> None:
     path = create(
         tmp_path / "mqttd.db",
         "DROP TABLE shares",
+        "DROP TABLE plugin_rows",
         "ALTER TABLE retained ADD COLUMN more TEXT",
         "CREATE TABLE mine (a)",
     )
     count, example = findings(path)["tables"]
-    assert count == 2
+    assert count == 3
     assert example == "table shares is missing"
     with pytest.raises(Damaged, match="table shares is missing"):
         admin.stats(path)
@@ -240,7 +243,8 @@ def test_an_older_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert document["verdict"] == "good"
     assert document["checks"] == 1
     (note,) = document["notes"]
-    assert "will be migrated from schema 1 to 2 at the next start" in note
+    versions = f"from schema {schema.VERSION - 1} to {schema.VERSION}"
+    assert f"will be migrated {versions} at the next start" in note
     with pytest.raises(Unusable, match="the next start of the broker migrates it"):
         admin.stats(path)
 
@@ -470,6 +474,7 @@ def test_stats(path: Path) -> None:
         "wills": 1,
         "inbound": 1,
         "retained": {"count": 1, "bytes": 2},
+        "plugin_rows": {"tables": 2, "count": 3, "bytes": 4},
         "messages": {
             "count": 3,
             "bytes": 70,

@@ -26,7 +26,7 @@ from mqttd.core.settings import NEVER, Settings
 from mqttd.store import schema
 from mqttd.store.base import StoreError, StoreFull
 from tests.harness import FakeClient
-from tests.store.disk import Disk, away, payloads, state_of, subscribe
+from tests.store.disk import Disk, away, limited, payloads, state_of, subscribe
 
 
 @pytest.fixture
@@ -614,14 +614,6 @@ def test_a_start_that_was_interrupted_begins_anew(path: Path) -> None:
 # Failing to write.
 
 
-def limited(disk: Disk, pages: int) -> None:
-    """The disk is full: the database may not grow by more than this."""
-    db = disk.store._db
-    assert db is not None
-    now = db.execute("PRAGMA page_count").fetchone()[0]
-    db.execute(f"PRAGMA max_page_count = {now + pages}")
-
-
 def test_a_batch_that_finds_no_room_is_tried_again_as_it_is(path: Path) -> None:
     with Disk(path) as disk:
         away(disk, "away", "a")
@@ -673,12 +665,13 @@ def test_a_migration_is_all_or_nothing(path: Path, monkeypatch: pytest.MonkeyPat
     good = ("ALTER TABLE sessions ADD COLUMN note TEXT",)
     bad = ("CREATE TABLE more (x INTEGER) STRICT", "CREATE TABLE more (x INTEGER) STRICT")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, good, bad))
-        monkeypatch.setattr(schema, "VERSION", 3)
+        before, steps = schema.VERSION, schema.STEPS
+        monkeypatch.setattr(schema, "STEPS", (*steps, good, bad))
+        monkeypatch.setattr(schema, "VERSION", before + 2)
         with pytest.raises(sqlite3.OperationalError):
             schema.migrate(db)
-        assert schema.version_of(db) == 1
-        monkeypatch.setattr(schema, "STEPS", (*schema.STEPS[:2], ()))
+        assert schema.version_of(db) == before
+        monkeypatch.setattr(schema, "STEPS", (*steps, good, ()))
         schema.migrate(db)
-        assert schema.version_of(db) == 3
+        assert schema.version_of(db) == before + 2
         db.execute("SELECT note FROM sessions")

@@ -29,7 +29,7 @@ def test_the_text_of_a_check(tmp_path: Path) -> None:
     path = create(tmp_path / "mqttd.db", *ROWS)
     size = view.size(path.stat().st_size)
     assert view.check_lines(admin.check(path)) == [
-        f"{path}: good, 17 checks (schema 1, {size}, not in use)"
+        f"{path}: good, 17 checks (schema 2, {size}, not in use)"
     ]
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("DELETE FROM messages WHERE id = 2")
@@ -40,7 +40,7 @@ def test_the_text_of_a_check(tmp_path: Path) -> None:
         "    2 times, for example message 2",
         "will-without-session: a will belongs to nobody",
         r"    once: client x\x1b[2J",
-        f"{path}: bad, 2 kinds of finding (schema 1, {size}, not in use)",
+        f"{path}: bad, 2 kinds of finding (schema 2, {size}, not in use)",
     ]
     set_version(path, 7)
     with live(path):
@@ -61,16 +61,17 @@ def test_the_text_of_the_figures(path: Path) -> None:
         "sessions                        3  1 connected when last written, 1 expire within a day",
         "subscriptions                   2",
     ]
-    assert lines[10].startswith("queued messages                 3  70 B")
-    assert lines[11].startswith("oldest of them         1 min 40 s  20")
-    assert lines[13:] == [
+    assert lines[10] == "rows of plugins                 3  4 B in 2 tables"
+    assert lines[11].startswith("queued messages                 3  70 B")
+    assert lines[12].startswith("oldest of them         1 min 40 s  20")
+    assert lines[14:] == [
         "",
         "deepest queues  messages  payload      oldest",
         "a                      2     30 B  1 min 40 s",
         r"b\n                    1     20 B        50 s",
         "$share/g/t/#           1     40 B        10 s",
     ]
-    assert len(view.stats_lines(admin.stats(path, 0))) == 13
+    assert len(view.stats_lines(admin.stats(path, 0))) == 14
 
 
 @pytest.mark.parametrize("rich", [True, False])
