@@ -39,10 +39,12 @@ SIMULATOR = [
         "client",
         "histogram",
         "ledger",
+        "oracles",
         "payload",
         "publisher",
         "ranges",
         "schedule",
+        "tracks",
         "verdict",
     )
 ]

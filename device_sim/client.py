@@ -18,7 +18,8 @@ PUBLISH is the same message and never reaches the ledger twice.
 
 from typing import Final
 
-from device_sim.ledger import Sender, Watcher
+from device_sim.ledger import Watcher
+from device_sim.tracks import Sender
 from mqttd.core import spec
 from mqttd.core.decode import decode_packet
 from mqttd.core.encode import encode_connect, encode_disconnect, encode_subscribe

@@ -12,11 +12,12 @@ import ssl
 import time
 
 from device_sim.histogram import Histogram
-from device_sim.ledger import Sender, Watcher
+from device_sim.ledger import Watcher
 from device_sim.link import ConnectionEnded, Link, Switchboard
 from device_sim.payload import Header, padding
 from device_sim.plan import FILTERS_A_PACKET, Plan, Settings, UsageError
 from device_sim.publisher import Publisher, template
+from device_sim.tracks import Sender
 from mqttd.core import spec
 from mqttd.core.packets import Connect, Record, Suback
 

@@ -5,18 +5,26 @@ of a stream from 0; the track compares the numbers that arrive with the number i
 Everything on a track ends in one of these classes:
 
     received     the first intact copy arrived
+    acked        sent, and the acknowledgement was completed (QoS 1 and 2)
     duplicated   one more copy; `unflagged` counts those that came without DUP
     reordered    a first copy that came after a later message's
     lost         no copy came although the broker owed it
     corrupt      came with a wrong check sum; stands for one missing message of its track
     unexpected   came though nobody owed it: unknown topic, other run, other publisher or stream,
                  never sent, wrong QoS, marked as retained. The last two do arrive besides.
-    unknown      missing, but never acknowledged, or its reader's connection ended: nobody owed it
+    unknown      missing, but never acknowledged, or its reader was away without a session that had
+                 to keep it: nobody owed it
     refused      missing, but the broker had said no with a reason code
     late         came after its hole was given up; see below
 
+    stale, missing_retained, missing_will     see oracles.py, whose judgements are booked here
+
 QoS is that of the delivery, the lower of published and granted. Which classes break its promise is
 said in verdict.py.
+
+Readers come and go. `leave` and `back` of a watcher or a track say when, and whether the session
+was kept meanwhile: then what QoS 1 and 2 promise is owed across the gap, and a copy from before it
+may come once more without DUP. Publishers do, too: `interrupted`, `resend` and `give_up`.
 
 A track costs a fixed amount of memory: the next number, the counters, and at most ranges.MAX_RANGES
 holes. With more open holes the oldest counts as missing for good; an arrival from below it can be a
@@ -31,9 +39,10 @@ from struct import Struct
 from typing import Final
 
 from device_sim.histogram import Histogram
+from device_sim.oracles import Wills
 from device_sim.payload import HEADER_SIZE, LAYOUT, MAGIC
-from device_sim.ranges import Ranges
-from device_sim.verdict import Outcome, Verdict
+from device_sim.tracks import Member, Sender, Share, Track, WillTrack
+from device_sim.verdict import Verdict
 
 FOREIGN_TOPIC: Final = "unknown topic"
 FOREIGN_RUN: Final = "other run"
@@ -41,141 +50,11 @@ WRONG_TOPIC: Final = "other stream's topic"
 NEVER_SENT: Final = "never sent"
 WRONG_QOS: Final = "wrong qos"
 RETAINED: Final = "marked retained"
+UNWELCOME_WILL: Final = "will after a DISCONNECT"
 
 _DUP: Final = 0x08
 _RETAIN: Final = 0x01
 _HEADER: Final = Struct(">IBBHIIIQI")
-
-
-class Sender:
-    """One publisher's side of the books.
-
-    Messages are numbered per publisher; number n belongs to stream n % streams and is the
-    (n // streams)-th there. `arrived` counts deliveries at all subscribers, which is what a closed
-    loop steers by; `ready` is set while the sender stands in Ledger.ready.
-    """
-
-    def __init__(self, index: int, qos: int, streams: int) -> None:
-        self.index = index
-        self.qos = qos
-        self.streams = streams
-        self.sent = 0
-        self.arrived = 0
-        self.ready = False
-        self.cut = False
-        self.unacknowledged = 0
-        self.refused: dict[int, Ranges] = {}
-        self.unknown: dict[int, Ranges] = {}
-
-    def sent_on(self, stream: int) -> int:
-        """How many messages of one stream were sent."""
-        return (self.sent + self.streams - 1 - stream) // self.streams
-
-    def refuse(self, number: int) -> None:
-        """The broker answered message `number` with a reason code of failure."""
-        self._note(self.refused, number)
-
-    def close(self, unanswered: list[int], connected: bool) -> None:
-        """The run is over; these messages never saw the end of their acknowledgement."""
-        self.cut = not connected
-        if connected:
-            self.unacknowledged = len(unanswered)
-        for number in unanswered:
-            self._note(self.unknown, number)
-
-    def _note(self, book: dict[int, Ranges], number: int) -> None:
-        stream = number % self.streams
-        ranges = book.get(stream)
-        if ranges is None:
-            ranges = book[stream] = Ranges()
-        ranges.add(number // self.streams)
-
-
-class Track:
-    """One path: what one subscriber saw of one stream of one publisher."""
-
-    def __init__(self, sender: Sender, stream: int, qos: int, subscriber: int) -> None:
-        self.sender = sender
-        self.stream = stream
-        self.qos = qos
-        self.subscriber = subscriber
-        self.expected = 0
-        self.holes: Ranges | None = None
-        self.duplicated = 0
-        self.unflagged = 0
-        self.reordered = 0
-        self.late = 0
-        self.corrupt = 0
-        self.unexpected = 0
-
-    def arrive(self, sequence: int, dup: bool) -> bool:
-        """Book an intact copy; True when it is the first of its message."""
-        expected = self.expected
-        if sequence == expected:
-            self.expected = expected + 1
-            return True
-        holes = self.holes
-        if sequence > expected:
-            if holes is None:
-                holes = self.holes = Ranges()
-            holes.append(expected, sequence)
-            self.expected = sequence + 1
-            return True
-        if holes is not None:
-            if holes.remove(sequence):
-                self.reordered += 1
-                return True
-            if sequence < holes.floor:
-                self.late += 1
-                return False
-        self.duplicated += 1
-        if not dup:
-            self.unflagged += 1
-        return False
-
-    def close(self, topic: str, cut: bool) -> tuple[Outcome, int]:
-        """The numbers of this track, and how many of its messages nobody had sent.
-
-        What is missing is split by who answers for it; `cut` says that the reader's connection
-        ended before the run did.
-        """
-        sender = self.sender
-        sent = sender.sent_on(self.stream)
-        holes = self.holes if self.holes is not None else Ranges()
-        missing = holes.clipped(sent)
-        received = self.expected - holes.size - holes.folded
-        never_sent = 0
-        if self.expected > sent:
-            never_sent = self.expected - sent - (holes.size - missing.size)
-            received -= never_sent
-        missing.append(self.expected, sent)
-        unknown = refused = 0
-        if cut:
-            unknown = missing.size + missing.folded
-        else:
-            answers = sender.unknown.get(self.stream)
-            if answers is not None:
-                unknown = missing.common(answers)
-            if sender.cut and sender.qos == 0:
-                unknown += max(0, sent - self.expected)
-            answers = sender.refused.get(self.stream)
-            if answers is not None:
-                refused = missing.common(answers) + answers.folded
-        owed = max(0, missing.size + missing.folded - unknown - refused)
-
-        outcome = Outcome(self.qos, sender.index, self.stream, self.subscriber, topic)
-        outcome.sent = sent
-        outcome.received = received
-        outcome.lost = owed - min(owed, self.corrupt)
-        outcome.unknown = unknown
-        outcome.refused = refused
-        outcome.duplicated = self.duplicated
-        outcome.unflagged = self.unflagged
-        outcome.reordered = self.reordered
-        outcome.late = self.late
-        outcome.corrupt = self.corrupt
-        outcome.unexpected = self.unexpected + never_sent
-        return outcome, never_sent
 
 
 class Watcher:
@@ -190,8 +69,37 @@ class Watcher:
     def expect(self, topic: bytes, sender: Sender, stream: int, qos: int) -> Track:
         """This subscriber is owed the messages of one stream, at this QoS."""
         track = Track(sender, stream, qos, self.index)
+        # Who joins late is owed what is sent from now on.
+        track.excuse(0, sender.sent_on(stream))
+        sender.tracks.append(track)
         self.tracks[topic] = track
         return track
+
+    def expect_will(self, topic: bytes, sender: Sender, wills: Wills, qos: int) -> Track:
+        """This subscriber is owed the wills of a device.
+
+        `sender` lends them its index and is of no other use: a will has no publisher to wake.
+        """
+        sender.ready = True
+        track = WillTrack(sender, wills, qos, self.index)
+        track.excuse(0, wills.ended)
+        self.tracks[topic] = track
+        return track
+
+    def join(self, share: Share) -> None:
+        """Become a member: each message that the share is owed may come here."""
+        for topic, whole in share.tracks.items():
+            self.tracks[topic] = Member(share, whole, self.index)
+
+    def leave(self) -> None:
+        """The connection ended; it may come back before the run is over."""
+        for track in self.tracks.values():
+            track.leave()
+
+    def back(self, kept: bool) -> None:
+        """It is connected and subscribed again, with the session that it had or with a new one."""
+        for track in self.tracks.values():
+            track.back(kept)
 
     def receive(
         self, topic: bytes, data: bytes, start: int, end: int, flags: int, now_ns: int
@@ -205,7 +113,8 @@ class Watcher:
             return
         sender = track.sender
         if end - start < HEADER_SIZE:
-            self._corrupt(track)
+            if end > start or not sender.clears:
+                self._corrupt(track)
             return
         crc, magic, kind, stream, run, publisher, sequence, intended_ns, lag_us = (
             _HEADER.unpack_from(data, start)
@@ -222,6 +131,8 @@ class Watcher:
             ledger.stray(WRONG_TOPIC)
             return
         if flags & 7 != track.qos << 1:
+            if flags & _RETAIN and track.retained(sequence):
+                return
             track.unexpected += 1
             ledger.stray(RETAINED if flags & _RETAIN else WRONG_QOS)
         if not track.arrive(sequence, flags & _DUP != 0):
@@ -258,6 +169,7 @@ class Ledger:
         self.received = 0
         self.senders: list[Sender] = []
         self.watchers: list[Watcher] = []
+        self.shares: list[Share] = []
         self.ready: list[Sender] = []
         self.strays: dict[str, int] = {}
         self.from_intended = Histogram()
@@ -275,6 +187,12 @@ class Ledger:
         self.watchers.append(watcher)
         return watcher
 
+    def add_share(self, name: str) -> Share:
+        """Open the books of a shared subscription."""
+        share = Share(name, len(self.shares))
+        self.shares.append(share)
+        return share
+
     def stray(self, reason: str) -> None:
         """Count an unexpected message by the reason why it is one."""
         self.strays[reason] = self.strays.get(reason, 0) + 1
@@ -290,11 +208,20 @@ class Ledger:
         verdict.ownerless = self.strays.get(FOREIGN_TOPIC, 0)
         for watcher in self.watchers:
             for topic, track in watcher.tracks.items():
-                outcome, never_sent = track.close(topic.decode("utf-8", "replace"), watcher.cut)
-                verdict.add(outcome)
-                verdict.stray(NEVER_SENT, never_sent)
+                if isinstance(track, Member):
+                    track.hand_over()
+                else:
+                    self._close(verdict, track, topic, "", watcher.cut)
+        for share in self.shares:
+            for topic, whole in share.tracks.items():
+                self._close(verdict, whole, topic, f"$share/{share.name}/", False)
         for sender in self.senders:
             if sender.unacknowledged:
                 verdict.total(sender.qos).unacknowledged += sender.unacknowledged
         verdict.rank()
         return verdict
+
+    def _close(self, verdict: Verdict, track: Track, topic: bytes, prefix: str, cut: bool) -> None:
+        outcome, surplus = track.close(prefix + topic.decode("utf-8", "replace"), cut)
+        verdict.add(outcome)
+        verdict.stray(UNWELCOME_WILL if isinstance(track, WillTrack) else NEVER_SENT, surplus)

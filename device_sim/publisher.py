@@ -20,8 +20,8 @@ clock, tells it to write off what nobody waits for any more.
 from typing import Final
 
 from device_sim.client import CONNECTED, Client
-from device_sim.ledger import Sender
 from device_sim.payload import HEADER_SIZE, MAX_LAG_US, Header, Template, encode
+from device_sim.tracks import Sender
 from mqttd.core import spec
 from mqttd.core.encode import encode_publish
 from mqttd.core.packets import Publish

@@ -114,6 +114,20 @@ class Ranges:
                 theirs += 1
         return count
 
+    def intersection(self, other: "Ranges") -> "Ranges":
+        """The members that both sets have; linear in the number of ranges."""
+        both = Ranges(self.limit + other.limit)
+        mine = theirs = 0
+        while mine < len(self.starts) and theirs < len(other.starts):
+            low = max(self.starts[mine], other.starts[theirs])
+            high = min(self.ends[mine], other.ends[theirs])
+            both.append(low, high)
+            if self.ends[mine] < other.ends[theirs]:
+                mine += 1
+            else:
+                theirs += 1
+        return both
+
     def clipped(self, limit: int) -> "Ranges":
         """A copy without the members from `limit` on."""
         copy = Ranges(self.limit)

@@ -5,6 +5,7 @@ What breaks the promise of a delivery at
     QoS 0   duplicated, reordered, corrupt, unexpected, late     (lost: counted; fails when strict)
     QoS 1   lost, unflagged, reordered, corrupt, unexpected, late, unacknowledged
     QoS 2   lost, duplicated, reordered, corrupt, unexpected, late, unacknowledged
+    each    stale, missing_retained, missing_will     (at QoS 0 the missing ones: when strict)
 
 `Tally.broken` is the only place where these rules are code. The classes are explained in ledger.py,
 which fills the numbers in; here they are added up, ranked and judged, nothing else.
@@ -15,6 +16,7 @@ from typing import Final
 CLASSES: Final = (
     "sent",
     "received",
+    "acked",
     "lost",
     "unknown",
     "refused",
@@ -25,6 +27,9 @@ CLASSES: Final = (
     "corrupt",
     "unexpected",
     "unacknowledged",
+    "stale",
+    "missing_retained",
+    "missing_will",
 )
 
 
@@ -36,6 +41,7 @@ class Tally:
         self.tracks = 0
         self.sent = 0
         self.received = 0
+        self.acked = 0
         self.lost = 0
         self.unknown = 0
         self.refused = 0
@@ -46,12 +52,16 @@ class Tally:
         self.corrupt = 0
         self.unexpected = 0
         self.unacknowledged = 0
+        self.stale = 0
+        self.missing_retained = 0
+        self.missing_will = 0
 
     def add(self, other: "Tally") -> None:
         """Count another one in."""
         self.tracks += other.tracks
         self.sent += other.sent
         self.received += other.received
+        self.acked += other.acked
         self.lost += other.lost
         self.unknown += other.unknown
         self.refused += other.refused
@@ -62,6 +72,9 @@ class Tally:
         self.corrupt += other.corrupt
         self.unexpected += other.unexpected
         self.unacknowledged += other.unacknowledged
+        self.stale += other.stale
+        self.missing_retained += other.missing_retained
+        self.missing_will += other.missing_will
 
     def broken(self, strict: bool) -> list[str]:
         """The promises of this QoS that these numbers break, in words."""
@@ -84,6 +97,12 @@ class Tally:
             found.append("unexpected")
         if self.unacknowledged:
             found.append("unacknowledged")
+        if self.stale:
+            found.append("stale retained")
+        if self.missing_retained and (self.qos > 0 or strict):
+            found.append("missing retained")
+        if self.missing_will and (self.qos > 0 or strict):
+            found.append("missing will")
         return found
 
     def trouble(self) -> int:
@@ -97,6 +116,9 @@ class Tally:
             + self.late
             + self.corrupt
             + self.unexpected
+            + self.stale
+            + self.missing_retained
+            + self.missing_will
         )
 
     def numbers(self) -> dict[str, int]:

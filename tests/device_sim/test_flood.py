@@ -55,7 +55,7 @@ def troubles(report: dict[str, Any]) -> dict[str, int]:
     return {
         name: count
         for name, count in report["totals"]["all"].items()
-        if count and name not in ("sent", "received")
+        if count and name not in ("sent", "received", "acked")
     }
 
 
