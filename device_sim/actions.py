@@ -15,8 +15,6 @@ from pydantic import Field, model_validator
 
 from device_sim.shapes import (
     Node,
-    NoSpan,
-    NoTime,
     OneOf,
     Part,
     Share,
@@ -85,7 +83,7 @@ class Publish(GroupAction):
 
     entries: list[str] = Field(default=[])
     """Names of entries; empty: all."""
-    duration: NoSpan = None
+    duration: Span | None = None
     """Absent: until the stage ends."""
     count: Annotated[int, Field(ge=1, le=2**32 - 1)] | None = None
     """Messages of each device and entry, then no more."""
@@ -113,7 +111,7 @@ class SlowReader(GroupAction):
     fraction: Part = 1.0
     rate: Size
     """Bytes per second and device; 0 reads nothing."""
-    duration: NoSpan = None
+    duration: Span | None = None
     """Absent: until the stage ends."""
 
 
@@ -121,7 +119,7 @@ class Pause(GroupAction):
     """Devices hang: connected, but neither reading nor writing, nor pinging."""
 
     fraction: Part = 1.0
-    duration: NoSpan = None
+    duration: Span | None = None
     """Absent: until the stage ends."""
 
 
@@ -153,7 +151,7 @@ class Network(GroupAction):
     """Nothing passes and no connection ends: a link that is down."""
     corrupt: Share = 0.0
     """The share of pieces read from a socket in which one bit is turned."""
-    duration: NoSpan = None
+    duration: Span | None = None
     """Absent: until the stage ends."""
 
     @model_validator(mode="after")
@@ -166,10 +164,10 @@ class Network(GroupAction):
 class Wait(GroupAction):
     """The stage goes on until a time or a state."""
 
-    duration: NoSpan = None
+    duration: Span | None = None
     until: Literal["connected", "settled"] | None = None
     """connected: every device is; settled: nothing that can still come is missing."""
-    timeout: NoTime = None
+    timeout: Time | None = None
     """How long `until` is waited for; the run is broken off after it. Absent: 30 s."""
 
     @model_validator(mode="after")
@@ -199,6 +197,6 @@ class Stage(Node):
     """Actions side by side; the next stage begins when this one is over."""
 
     name: Annotated[str, Field(min_length=1, max_length=80)]
-    duration: NoSpan = None
+    duration: Span | None = None
     """Absent: until all its actions are done."""
     actions: list[ActionModel] = Field(default=[])

@@ -17,6 +17,7 @@ from pydantic_core import CoreSchema
 from device_sim.payload import HEADER_SIZE
 from device_sim.shapes import (
     LARGEST_PAYLOAD,
+    FileName,
     Node,
     Number,
     OneOf,
@@ -44,6 +45,8 @@ class Walk(Node):
     """A random walk: each value is the one before plus up to `step`, reflected at the limits."""
 
     start: Number = 0.0
+    spread: Annotated[Number, Field(ge=0)] = 0.0
+    """Up to so much above or below `start` each device begins, by chance."""
     step: Annotated[Number, Field(ge=0)] = 1.0
     min: Number | None = None
     max: Number | None = None
@@ -130,7 +133,7 @@ class Normal(Node):
 class Replay(Node):
     """A column of a CSV file with a heading, row by row."""
 
-    file: Annotated[str, Field(min_length=1)]
+    file: FileName
     """Relative to the scenario's directory."""
     column: str
     loop: bool = True

@@ -26,15 +26,16 @@ from pydantic import Field, SecretStr, model_validator
 
 from device_sim.actions import ActionModel, Bursts, Stage
 from device_sim.content import Content, PayloadSize
+from device_sim.payload import HEADER_SIZE
 from device_sim.shapes import (
     Devices,
+    FileName,
     Name,
     Node,
-    NoRate,
-    NoSpan,
     Number,
     OneOf,
     Qos,
+    Rate,
     Seconds,
     Size,
     Span,
@@ -62,11 +63,11 @@ MAX_STREAMS = 65_536
 class Tls(Node):
     """TLS from the devices to the broker."""
 
-    ca: str | None = None
+    ca: FileName | None = None
     """PEM file with the authority; absent: the system's."""
-    cert: str | None = None
+    cert: FileName | None = None
     """PEM file with the devices' certificate."""
-    key: str | None = None
+    key: FileName | None = None
     insecure: bool = False
     """Verify nothing."""
 
@@ -193,9 +194,9 @@ class Paced(Content):
 
     name: Name | None = None
     """What `publish` actions call it."""
-    every: Annotated[NoSpan, Field(gt=0)] = None
+    every: Annotated[Span, Field(gt=0)] | None = None
     """The mean time between two messages of a device."""
-    rate: NoRate = None
+    rate: Rate | None = None
     """The same as messages per second. With neither: as fast as the window allows."""
     arrival: Literal["linear", "poisson"] | MessageArrival = "linear"
     together: bool = False
@@ -224,7 +225,7 @@ class OnChange(Node):
 
     fields: Annotated[dict[str, Annotated[Number, Field(ge=0)]], Field(min_length=1)]
     """Fields, and by how much one has to differ from what was sent last; 0: at all."""
-    heartbeat: NoSpan = None
+    heartbeat: Span | None = None
     """After so long without a message one is sent anyway."""
 
 
@@ -233,12 +234,18 @@ class Transfer(Node):
 
     size: Annotated[Size, Field(ge=1)]
     chunk: PayloadSize
-    """Payload of each message; the last one is shorter."""
+    """Payload of each message, its header included; the last one is shorter."""
 
     @property
     def messages(self) -> int:
-        """How many messages it takes; each carries its header besides."""
+        """How many messages it takes."""
         return -(-self.size // self.chunk)
+
+    @property
+    def payloads(self) -> list[int]:
+        """Their payload sizes; the last one has at least its header."""
+        rest = self.size - (self.messages - 1) * self.chunk
+        return [self.chunk] * (self.messages - 1) + [max(rest, HEADER_SIZE)]
 
 
 class PublishEntry(Paced):

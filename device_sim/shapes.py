@@ -10,7 +10,8 @@ A scenario can be shrunk while it is read. The validation context holds two fact
             a `Rate` is multiplied by it
 
 A `Time` is what protocol and patience are made of (keep alive, expiry, time-outs, a network's
-delay) and stays what it is. What is written out again afterwards is the shrunk scenario.
+delay) and stays what it is. What is written out again afterwards is the shrunk scenario. `base` in
+the context is the directory that names of files are taken from.
 
 Must not know: which keys exist. That is `device_sim.scenario`.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 from typing import Annotated, Any, Final, Self
 
@@ -70,12 +72,8 @@ def parse_duration(value: object) -> float:
     raise refuse("a duration such as 500ms, 10s, 1h30m or 30d, or a plain number of seconds")
 
 
-def _time(value: object) -> float | None:
-    return None if value is None else parse_duration(value)
-
-
-def _span(value: object, info: ValidationInfo) -> float | None:
-    return None if value is None else parse_duration(value) / _factor(info, "speed")
+def _span(value: object, info: ValidationInfo) -> float:
+    return parse_duration(value) / _factor(info, "speed")
 
 
 def _whole(value: object) -> int:
@@ -85,9 +83,7 @@ def _whole(value: object) -> int:
     return int(seconds)
 
 
-def _rate(value: object, info: ValidationInfo) -> float | None:
-    if value is None:
-        return None
+def _rate(value: object, info: ValidationInfo) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e9:
         raise refuse("a number per second, more than 0")
     return float(value) * _factor(info, "speed")
@@ -106,6 +102,14 @@ def parse_size(value: object) -> object:
     raise refuse("a size such as 1MiB, 64KiB, 500kB or a plain number of bytes")
 
 
+def _file(value: object, info: ValidationInfo) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise refuse("the name of a file")
+    context = info.context
+    base = context.get("base", "") if isinstance(context, dict) else ""
+    return os.path.join(base, value)
+
+
 def _devices(value: object, info: ValidationInfo) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_DEVICES:
         raise refuse(f"a whole number from 1 to {MAX_DEVICES}")
@@ -116,26 +120,22 @@ _TIME_TEXT: Final = r"^(\d+(\.\d+)?(ms|s|m|h|d))+$"
 _TIME_SCHEMA: Final = WithJsonSchema(
     {"type": ["number", "string"], "minimum": 0, "pattern": _TIME_TEXT}
 )
-_NO_TIME_SCHEMA: Final = WithJsonSchema(
-    {"type": ["number", "string", "null"], "minimum": 0, "pattern": _TIME_TEXT}
-)
 _SIZE_SCHEMA: Final = WithJsonSchema(
     {"type": ["integer", "string"], "minimum": 0, "pattern": r"^\d+ ?([kKmMgG][iI]?)?[bB]$|^\d+$"}
 )
-_RATE_SCHEMA: Final = WithJsonSchema({"type": ["number", "null"], "exclusiveMinimum": 0})
+_RATE_SCHEMA: Final = WithJsonSchema({"type": "number", "exclusiveMinimum": 0})
 
-Time = Annotated[float, BeforeValidator(_time), _TIME_SCHEMA]
+Time = Annotated[float, BeforeValidator(parse_duration), _TIME_SCHEMA]
 Span = Annotated[float, BeforeValidator(_span), _TIME_SCHEMA]
-NoTime = Annotated[float | None, BeforeValidator(_time), _NO_TIME_SCHEMA]
-NoSpan = Annotated[float | None, BeforeValidator(_span), _NO_TIME_SCHEMA]
 Seconds = Annotated[int, BeforeValidator(_whole), _TIME_SCHEMA]
-NoRate = Annotated[float | None, BeforeValidator(_rate), _RATE_SCHEMA]
+Rate = Annotated[float, BeforeValidator(_rate), _RATE_SCHEMA]
 Size = Annotated[int, BeforeValidator(parse_size), _SIZE_SCHEMA]
 Devices = Annotated[
     int,
     BeforeValidator(_devices),
     WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_DEVICES}),
 ]
+FileName = Annotated[str, BeforeValidator(_file), WithJsonSchema({"type": "string"})]
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(gt=0, le=1)]
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e300, le=1e300)]

@@ -106,7 +106,7 @@ def may_import(name: str, target: str) -> bool:
     if name in TOP:
         return is_within(target, ("mqttd",)) and target not in ("mqttd.cli", "mqttd.__main__")
     if is_within(name, ("device_sim",)):
-        return is_within(target, ("device_sim",)) or target in CODEC
+        return is_within(target, ("device_sim",)) or target in (*CODEC, "mqttd.yamltree")
     if is_within(name, ("plugins",)):
         return target == "mqttd.api"
     return False
