@@ -204,6 +204,7 @@ def stats_rows(document: Document) -> list[Row]:
     sessions = document["sessions"]
     retained = document["retained"]
     plugins = document["plugin_rows"]
+    tables = plugins["tables"]
     messages = document["messages"]
     deliveries = document["deliveries"]
     free = document["free_pages"]
@@ -225,7 +226,7 @@ def stats_rows(document: Document) -> list[Row]:
         (
             "rows of plugins",
             f"{plugins['count']:,}",
-            f"{size(plugins['bytes'])} in {plugins['tables']:,} tables",
+            f"{size(plugins['bytes'])} in {tables:,} {'table' if tables == 1 else 'tables'}",
         ),
         ("queued messages", f"{messages['count']:,}", size(messages["bytes"])),
         ("oldest of them", age(messages["oldest_age_s"]), instant(messages["oldest_stored_at"])),

@@ -72,6 +72,8 @@ def test_the_text_of_the_figures(path: Path) -> None:
         "$share/g/t/#           1     40 B        10 s",
     ]
     assert len(view.stats_lines(admin.stats(path, 0))) == 14
+    document["plugin_rows"]["tables"] = 1
+    assert view.stats_lines(document)[10].endswith("  4 B in 1 table")
 
 
 @pytest.mark.parametrize("rich", [True, False])
