@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from device_sim import scenario_commands
 from device_sim.plan import DEFAULT_PATTERN, VERSIONS, Settings, UsageError
 
 
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     try:
-        return _flood(options)
+        return int(options.run(options))
     except UsageError as error:
         print(f"device_sim: {error}", file=sys.stderr)
         return 2
@@ -51,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit: 0 good, 1 a promise was broken, 2 usage, 3 broken off",
     )
     _add_flood(flood)
+    flood.set_defaults(run=_flood)
+    scenario_commands.register(commands)
     return parser
 
 
