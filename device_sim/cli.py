@@ -14,14 +14,13 @@ are imported when a command needs them.
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from device_sim import scenario_commands
+from device_sim.outputs import add_outputs
 from device_sim.plan import DEFAULT_PATTERN, VERSIONS, Settings, UsageError
 
 
@@ -144,13 +143,7 @@ def _add_flood(parser: argparse.ArgumentParser) -> None:
     verdict.add_argument(
         "--fail-on", action="append", default=[], metavar="TERMS", help="'lost>0,p99>50ms'"
     )
-    verdict.add_argument(
-        "--json",
-        nargs="?",
-        const="-",
-        metavar="FILE",
-        help="the report for machines, to a file, or instead of the tables",
-    )
+    add_outputs(verdict)
     verdict.add_argument("--quiet", action="store_true", help="no live progress")
     verdict.add_argument(
         "--loop", choices=("auto", "uvloop", "asyncio"), default="auto", help="default: %(default)s"
@@ -223,8 +216,9 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _flood(options: argparse.Namespace) -> int:
-    from device_sim import limits, progress, report, thresholds
+    from device_sim import limits, outputs, progress, thresholds
     from device_sim.flood import Flood
+    from device_sim.flood_result import flood_result
 
     settings = settings_of(options)
     try:
@@ -251,21 +245,7 @@ def _flood(options: argparse.Namespace) -> int:
         with asyncio.Runner(loop_factory=factory) as runner:
             flood = runner.run(run())
 
-    result = report.document(flood, options.strict, terms, warnings)
-    if options.json != "-":
-        report.show(result)
-    if options.json is not None:
-        _write_json(options.json, result)
-    return int(result["verdict"]["exit"])
-
-
-def _write_json(target: str, result: dict[str, Any]) -> None:
-    text = json.dumps(result, indent=1, ensure_ascii=False)
-    if target == "-":
-        print(text)
-        return
-    try:
-        with open(target, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-    except OSError as error:
-        raise UsageError(f"--json {target}: {error}") from None
+    result = flood_result(flood, options.strict, warnings)
+    code = result.judge(terms)
+    outputs.write(result, options)
+    return code

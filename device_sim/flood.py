@@ -21,6 +21,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Final
 
 from device_sim.client import Client
@@ -29,6 +30,7 @@ from device_sim.histogram import Histogram
 from device_sim.ledger import Ledger
 from device_sim.link import ConnectionEnded, Link, Switchboard
 from device_sim.plan import Plan, Settings
+from device_sim.result import Distribution
 from device_sim.schedule import Schedule
 from device_sim.verdict import Verdict
 
@@ -58,6 +60,7 @@ class Sample:
         self.outstanding = 0
         self.p50_us = 0.0
         self.p99_us = 0.0
+        self.latency = Distribution()
 
 
 def polls(seconds: float) -> int:
@@ -109,6 +112,7 @@ class Flood:
         self._subscribers: list[Link] = []
         self._publishers: list[Link] = []
         self._phase = "connecting"
+        self.started = datetime.now().astimezone()
         self._started_at = time.monotonic()
         self._halt = asyncio.Event()
         self._interrupted = False
@@ -162,9 +166,8 @@ class Flood:
             self._subscribers.append(Link(self.switchboard, client, self._lost))
         for index in range(settings.devices):
             client = self._client("p", index)
-            client.sender = self.ledger.add_sender(settings.qos_of(index), settings.streams)
+            client.senders.append(self.ledger.add_sender(settings.qos_of(index), settings.streams))
             self._publishers.append(Link(self.switchboard, client, self._lost))
-        self.switchboard.publishers = self._publishers
         connector = Connector(self.plan, self.switchboard, self._tls, self._halt)
         self.connect_times = connector.times
         await connector.storm(self._subscribers)
@@ -194,9 +197,7 @@ class Flood:
         if settings.paced:
             self._start_schedule(begun_ns)
         else:
-            for link in self._publishers:
-                publisher = link.publisher
-                assert publisher is not None
+            for publisher in self.switchboard.publishers.values():
                 publisher.limit = settings.count or UNLIMITED
                 self.switchboard.mark_ready(publisher)
         end_ns = begun_ns + int(settings.seconds * 1e9) if settings.seconds else UNLIMITED
@@ -236,9 +237,7 @@ class Flood:
         if settings.seconds:
             total = min(total, round(settings.seconds * settings.rate * settings.devices))
         schedule = Schedule(settings.devices, settings.rate, now_ns, total)
-        for index, link in enumerate(self._publishers):
-            publisher = link.publisher
-            assert publisher is not None
+        for index, publisher in self.switchboard.publishers.items():
             publisher.origin_ns = schedule.device_origin_ns(index)
             publisher.step_ns = schedule.step_ns
         self._schedule = schedule
@@ -254,8 +253,7 @@ class Flood:
         self.pacing_lag.record((now_ns - self._tick_due_ns) // 1000)
         for number in schedule.advance(now_ns):
             device = number % schedule.devices
-            publisher = self._publishers[device].publisher
-            assert publisher is not None
+            publisher = self.switchboard.publishers[device]
             publisher.limit = schedule.limit(device)
             self.switchboard.mark_ready(publisher)
         self._tick_due_ns = now_ns + TICK_NS
@@ -268,9 +266,8 @@ class Flood:
 
     def _unstall(self) -> None:
         """Let devices go on whose outstanding messages nobody has received since the last time."""
-        for link in self._publishers:
-            publisher = link.publisher
-            if publisher is not None and not link.lost and publisher.write_off():
+        for index, publisher in self.switchboard.publishers.items():
+            if not self.switchboard.links[index].lost and publisher.write_off():
                 self.switchboard.mark_ready(publisher)
 
     def _all_sent(self) -> bool:
@@ -288,10 +285,7 @@ class Flood:
         self._schedule = None
         if self._ticker is not None:
             self._ticker.cancel()
-        for link in self._publishers:
-            publisher = link.publisher
-            if publisher is None:
-                continue
+        for publisher in self.switchboard.publishers.values():
             sent = publisher.sender.sent
             if publisher.paced or self.settings.count:
                 self.held_back += max(0, publisher.limit - sent)
@@ -305,20 +299,16 @@ class Flood:
         if any(link.lost for link in self._subscribers):
             fan = 0
         count = 0
-        for link in self._publishers:
-            sender = link.client.sender
-            if link.lost or sender is None:
-                continue
-            count += max(0, sender.sent * fan - sender.arrived) + link.client.in_flight()
+        for link, sender in zip(self._publishers, self.ledger.senders, strict=True):
+            if not link.lost:
+                count += max(0, sender.sent * fan - sender.arrived) + link.client.in_flight()
         return count
 
     def _activity(self) -> int:
         """A number that changes whenever anything is sent, received or acknowledged."""
         count = self.ledger.received
-        for link in self._publishers:
-            sender = link.client.sender
-            if sender is not None:
-                count += 2 * sender.sent - link.client.in_flight()
+        for link, sender in zip(self._publishers, self.ledger.senders, strict=True):
+            count += 2 * sender.sent - link.client.in_flight()
         return count
 
     async def _settle(self) -> None:
@@ -336,12 +326,10 @@ class Flood:
         if self._abandoned:
             for watcher in self.ledger.watchers:
                 watcher.cut = True
-        for link in self._publishers:
-            client = link.client
-            if client.sender is not None:
-                client.sender.close(client.unanswered(), not link.lost and not self._abandoned)
-            if link.publisher is not None:
-                self.written_off += link.publisher.written_off
+        for link, sender in zip(self._publishers, self.ledger.senders, strict=True):
+            sender.close(link.client.unanswered(), not link.lost and not self._abandoned)
+        for publisher in self.switchboard.publishers.values():
+            self.written_off += publisher.written_off
         for link in [*self._subscribers, *self._publishers]:
             for what, count in link.client.violations.items():
                 self.violations[what] = self.violations.get(what, 0) + count
@@ -397,6 +385,7 @@ class Flood:
             sample.received_per_s = (sample.received - last.received) / seconds
         sample.p50_us = part.percentile(50)
         sample.p99_us = part.percentile(99)
+        sample.latency = Distribution.of(part)
         return sample
 
     def _ping(self) -> None:

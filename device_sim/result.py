@@ -323,9 +323,13 @@ class Result(Part):
         verdict.strays = dict(self.strays)
         return verdict
 
+    def document(self) -> dict[str, Any]:
+        """The document as plain dictionaries, lists, strings and numbers."""
+        return self.model_dump(by_alias=True)
+
     def to_json(self) -> str:
-        """The document."""
-        return self.model_dump_json(by_alias=True, indent=1)
+        """The document as text."""
+        return self.model_dump_json(by_alias=True)
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str = "result") -> "Result":

@@ -7,7 +7,7 @@ What breaks the promise of a delivery at
     QoS 2   lost, duplicated, reordered, corrupt, unexpected, late, unacknowledged
     each    stale, missing_retained, missing_will     (at QoS 0 the missing ones: when strict)
 
-`Tally.broken` is the only place where these rules are code. The classes are explained in ledger.py,
+`promises` is the only place where these rules are code. The classes are explained in ledger.py,
 which fills the numbers in; here they are added up, ranked and judged, nothing else.
 """
 
@@ -31,6 +31,29 @@ CLASSES: Final = (
     "missing_retained",
     "missing_will",
 )
+
+
+def promises(qos: int, strict: bool) -> list[tuple[str, str]]:
+    """What a QoS promises: what must not be, in words, and the class that counts it."""
+    found: list[tuple[str, str]] = []
+    if qos > 0 or strict:
+        found.append(("lost", "lost"))
+    if qos == 1:
+        # At least once: a second copy is allowed, but it has to own up to being one.
+        found.append(("duplicated without DUP", "unflagged"))
+    else:
+        found.append(("duplicated", "duplicated"))
+    found.append(("reordered", "reordered"))
+    found.append(("late", "late"))
+    found.append(("corrupt", "corrupt"))
+    found.append(("unexpected", "unexpected"))
+    if qos > 0:
+        found.append(("unacknowledged", "unacknowledged"))
+    found.append(("stale retained", "stale"))
+    if qos > 0 or strict:
+        found.append(("missing retained", "missing_retained"))
+        found.append(("missing will", "missing_will"))
+    return found
 
 
 class Tally:
@@ -78,32 +101,7 @@ class Tally:
 
     def broken(self, strict: bool) -> list[str]:
         """The promises of this QoS that these numbers break, in words."""
-        found: list[str] = []
-        if self.lost and (self.qos > 0 or strict):
-            found.append("lost")
-        if self.qos == 1:
-            # At least once: a second copy is allowed, but it has to own up to being one.
-            if self.unflagged:
-                found.append("duplicated without DUP")
-        elif self.duplicated:
-            found.append("duplicated")
-        if self.reordered:
-            found.append("reordered")
-        if self.late:
-            found.append("late")
-        if self.corrupt:
-            found.append("corrupt")
-        if self.unexpected:
-            found.append("unexpected")
-        if self.unacknowledged:
-            found.append("unacknowledged")
-        if self.stale:
-            found.append("stale retained")
-        if self.missing_retained and (self.qos > 0 or strict):
-            found.append("missing retained")
-        if self.missing_will and (self.qos > 0 or strict):
-            found.append("missing will")
-        return found
+        return [words for words, name in promises(self.qos, strict) if getattr(self, name)]
 
     def trouble(self) -> int:
         """How many messages were anything but received once, in order and intact."""

@@ -46,7 +46,7 @@ def flood(lies: Lies, capsys: pytest.CaptureFixture[str], *arguments: str) -> di
             ]
         )
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert report["schema"] == "device_sim.flood/1"
+    assert report["schema"] == "device_sim.result/1"
     assert report["verdict"]["exit"] == code
     return report
 
