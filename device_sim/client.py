@@ -3,7 +3,12 @@
 Owns the protocol side of a device: CONNECT and its answer, subscriptions, keep-alive pings, the
 packet identifiers in flight in both directions, and the acknowledgements that QoS 1 and 2 ask for.
 What the messages mean is the ledger's business: a PUBLISH goes to the `watcher`, the outcome of a
-publication to the `sender`. When and how fast to publish is the publisher's.
+publication to one of the `senders`. When and how fast to publish is the publisher's. A device that
+answers messages has an `inbox`, too.
+
+A client outlives its connection: `reopen`, and CONNACK decides what becomes of the session. If the
+broker has it, what was in flight goes out again, as it was and in its order [MQTT-4.4.0-1]; if not,
+it is given up.
 
 `receive_data` has a lean path for what comes by the hundred thousand (PUBLISH and the four
 acknowledgements read straight from the buffer, nothing built); all else is decoded by the core
@@ -12,8 +17,10 @@ connection with `error` set, and what is well-formed but wrong (an acknowledgeme
 counted in `violations`.
 
 Invariants: an identifier is in at most one of `inflight` (awaits PUBACK or PUBREC) and `releasing`
-(awaits PUBCOMP); `receiving` holds the QoS 2 identifiers between PUBREC and PUBCOMP, whose repeated
-PUBLISH is the same message and never reaches the ledger twice.
+(awaits PUBCOMP), with the number of its message and, above LANE_BITS, the place of its sender among
+`senders`; `frames` has the packets of `inflight` when they may be needed again; `receiving` holds
+the QoS 2 identifiers between PUBREC and PUBCOMP, whose repeated PUBLISH is the same message and
+never reaches the ledger twice.
 """
 
 from typing import Final
@@ -42,6 +49,8 @@ CLOSED: Final = 3
 
 PINGREQ_FRAME: Final = b"\xc0\x00"
 MAX_PACKET_ID: Final = 65535
+LANE_BITS: Final = 40
+_NUMBER: Final = (1 << LANE_BITS) - 1
 
 _PUBACK: Final = b"\x40\x02"
 _PUBREC: Final = b"\x50\x02"
@@ -65,8 +74,17 @@ def reason_text(reason: int, version: int) -> str:
     return f"{spec.REASON_NAMES.get(reason, 'unknown reason')} (0x{reason:02x})"
 
 
+class Arrival:
+    """A PUBLISH as it came: `properties` without their length, empty before MQTT 5."""
+
+    def __init__(self, topic: bytes, properties: bytes, payload: bytes) -> None:
+        self.topic = topic
+        self.properties = properties
+        self.payload = payload
+
+
 class Client:
-    """The protocol state of one connection."""
+    """The protocol state of one device."""
 
     def __init__(self, client_id: str, version: int, ready: list[Sender]) -> None:
         self.client_id = client_id
@@ -75,8 +93,11 @@ class Client:
         self.error = ""
         self.out = bytearray()
         self.events: list[Record] = []
-        self.sender: Sender | None = None
+        self.senders: list[Sender] = []
         self.watcher: Watcher | None = None
+        self.inbox: list[Arrival] | None = None
+        self.keeps_frames = False
+        self.frames: dict[int, bytes] = {}
         self.inflight: dict[int, int] = {}
         self.releasing: dict[int, int] = {}
         self.receiving: set[int] = set()
@@ -96,6 +117,14 @@ class Client:
         self.state = CONNECTING
         self.keep_alive = packet.keep_alive
         self.out += encode_connect(packet, self.version)
+
+    def reopen(self) -> None:
+        """The connection is gone: be ready for the next one."""
+        self.state = NEW
+        self.error = ""
+        self.out = bytearray()
+        self.events.clear()
+        self._tail = bytearray()
 
     def subscribe(self, filters: list[Filter]) -> int:
         """Ask for subscriptions; the Suback among the events carries the identifier returned."""
@@ -126,9 +155,10 @@ class Client:
         """How many publications have not seen the end of their acknowledgement."""
         return len(self.inflight) + len(self.releasing)
 
-    def unanswered(self) -> list[int]:
-        """The message numbers of these publications."""
-        return [*self.inflight.values(), *self.releasing.values()]
+    def unanswered(self, lane: int = 0) -> list[int]:
+        """The message numbers of these publications, of one sender."""
+        values = [*self.inflight.values(), *self.releasing.values()]
+        return [value & _NUMBER for value in values if value >> LANE_BITS == lane]
 
     def data_to_send(self) -> bytearray:
         """Everything that waits to be written."""
@@ -198,6 +228,7 @@ class Client:
             raise ProtocolError(spec.MALFORMED_PACKET, "", "PUBLISH without a topic")
         topic_end = topic_at + (data[body] << 8 | data[body + 1])
         pos = topic_end
+        properties_at = 0
         qos = first >> 1 & 3
         packet_id = 0
         if qos:
@@ -220,6 +251,7 @@ class Client:
                     if byte < 128:
                         break
                     shift += 7
+            properties_at = pos
             pos += length
         if pos > end:
             raise ProtocolError(spec.MALFORMED_PACKET, "", "PUBLISH shorter than its fields")
@@ -235,6 +267,10 @@ class Client:
                     self._violation("QoS 2 identifier used again before PUBREL, without DUP")
                 return
             self.receiving.add(packet_id)
+        inbox = self.inbox
+        if inbox is not None:
+            properties = data[properties_at:pos] if properties_at else b""
+            inbox.append(Arrival(data[topic_at:topic_end], properties, data[pos:end]))
         watcher = self.watcher
         if watcher is None:
             self._violation("PUBLISH without a subscription")
@@ -249,6 +285,8 @@ class Client:
             if number < 0:
                 self._violation("PUBACK for an identifier that is not in flight")
             else:
+                if self.keeps_frames:
+                    self.frames.pop(packet_id, None)
                 self._settled(number, reason)
         elif first == 0x50:
             number = self.inflight.pop(packet_id, -1)
@@ -257,7 +295,10 @@ class Client:
                     self._violation("PUBREC for an identifier that is not in flight")
                 self.out += _PUBREL
                 self.out += data[body : body + 2]
-            elif reason >= 0x80:
+                return
+            if self.keeps_frames:
+                self.frames.pop(packet_id, None)
+            if reason >= 0x80:
                 self._settled(number, reason)
             else:
                 self.releasing[packet_id] = number
@@ -280,11 +321,9 @@ class Client:
             raise ProtocolError(spec.MALFORMED_PACKET, "", "acknowledgement with wrong flags")
 
     def _settled(self, number: int, reason: int) -> None:
-        sender = self.sender
-        if sender is None:
-            return
+        sender = self.senders[number >> LANE_BITS]
         if reason >= 0x80:
-            sender.refuse(number)
+            sender.refuse(number & _NUMBER)
         if not sender.ready:
             sender.ready = True
             self._ready.append(sender)
@@ -319,6 +358,31 @@ class Client:
             self.maximum_packet_size = properties.maximum_packet_size
         if properties.server_keep_alive is not None:
             self.keep_alive = properties.server_keep_alive
+        if packet.session_present:
+            self._resume()
+        else:
+            self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """There is no session any more: nobody will answer what was in flight."""
+        for lane, sender in enumerate(self.senders):
+            sender.give_up(self.unanswered(lane))
+        self.inflight.clear()
+        self.releasing.clear()
+        self.frames.clear()
+        self.receiving.clear()
+
+    def _resume(self) -> None:
+        for packet_id in self.releasing:
+            self.out += _PUBREL
+            self.out.append(packet_id >> 8)
+            self.out.append(packet_id & 0xFF)
+        for packet_id, value in self.inflight.items():
+            frame = self.frames.get(packet_id)
+            if frame is not None:
+                self.senders[value >> LANE_BITS].resend(value & _NUMBER)
+                self.out.append(frame[0] | 0x08)  # [MQTT-3.3.1-1]
+                self.out += frame[1:]
 
     def _fail(self, error: str) -> None:
         self.state = CLOSED

@@ -74,8 +74,8 @@ class Connector:
                 await self._connect(link)
                 if link.client.watcher is not None:
                     await self._subscribe(link, link.client.watcher)
-                if link.client.sender is not None:
-                    self._equip(link, link.client.sender)
+                for sender in link.client.senders:
+                    self._equip(link, sender)
 
         workers = [
             asyncio.ensure_future(worker())
@@ -168,5 +168,6 @@ class Connector:
                 )
             templates.append(made)
         window = min(settings.window, client.receive_maximum)
-        link.publisher = Publisher(client, sender, templates, window, self.plan.fan)
-        link.publisher.paced = settings.paced
+        publisher = Publisher(client, sender, templates, window, self.plan.fan)
+        publisher.paced = settings.paced
+        self.switchboard.attach(publisher, link)

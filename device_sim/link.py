@@ -29,9 +29,17 @@ class Switchboard:
     def __init__(self, loop: asyncio.AbstractEventLoop, ledger: Ledger) -> None:
         self.loop = loop
         self.ledger = ledger
-        self.publishers: list[Link] = []
+        self.publishers: dict[int, Publisher] = {}
+        self.links: dict[int, Link] = {}
         self.dirty: list[Link] = []
         self.scheduled = False
+
+    def attach(self, publisher: Publisher, link: "Link") -> None:
+        """What this publisher writes goes out on this link."""
+        index = publisher.sender.index
+        self.publishers[index] = publisher
+        self.links[index] = link
+        link.publishers.append(publisher)
 
     def touch(self) -> None:
         """Something happened: have a flush before the loop sleeps again."""
@@ -49,10 +57,9 @@ class Switchboard:
             ready.clear()
             for sender in batch:
                 sender.ready = False
-                link = self.publishers[sender.index]
-                publisher = link.publisher
+                publisher = self.publishers.get(sender.index)
                 if publisher is not None and publisher.pump(now_ns):
-                    link.flush(now_ns)
+                    self.links[sender.index].flush(now_ns)
         if self.dirty:
             links = self.dirty
             self.dirty = []
@@ -84,7 +91,7 @@ class Link(asyncio.Protocol):
     ) -> None:
         self.switchboard = switchboard
         self.client = client
-        self.publisher: Publisher | None = None
+        self.publishers: list[Publisher] = []
         self.transport: asyncio.Transport | None = None
         self.dirty = False
         self.lost = False
@@ -112,13 +119,13 @@ class Link(asyncio.Protocol):
                 self.transport.close()
 
     def pause_writing(self) -> None:
-        if self.publisher is not None:
-            self.publisher.blocked = True
+        for publisher in self.publishers:
+            publisher.blocked = True
 
     def resume_writing(self) -> None:
-        if self.publisher is not None:
-            self.publisher.blocked = False
-            self.switchboard.mark_ready(self.publisher)
+        for publisher in self.publishers:
+            publisher.blocked = False
+            self.switchboard.mark_ready(publisher)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
@@ -137,9 +144,9 @@ class Link(asyncio.Protocol):
         if client.out and transport is not None and not transport.is_closing():
             self.last_write_ns = now_ns
             transport.write(client.data_to_send())
-            publisher = self.publisher
-            if publisher is not None and publisher.more and not publisher.blocked:
-                self.switchboard.mark_ready(publisher)
+            for publisher in self.publishers:
+                if publisher.more and not publisher.blocked:
+                    self.switchboard.mark_ready(publisher)
 
     async def event(self) -> Record:
         """The next packet that the client doesn't handle itself; ConnectionEnded instead of one."""

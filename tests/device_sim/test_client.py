@@ -34,7 +34,7 @@ class Device:
         self.ledger = Ledger(RUN, paced=False)
         self.sender: Sender = self.ledger.add_sender(qos, 1)
         self.client = Client("c", version, self.ledger.ready)
-        self.client.sender = self.sender
+        self.client.senders.append(self.sender)
         self.client.watcher = self.ledger.add_watcher()
         self.track = self.client.watcher.expect(b"t", self.sender, 0, qos)
         self.client.connect(Connect(version=version, client_id="c"))

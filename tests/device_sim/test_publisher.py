@@ -20,7 +20,7 @@ def publisher(
     ledger = Ledger(1, paced=False)
     sender = ledger.add_sender(qos, streams)
     client = Client("c", spec.MQTT311, ledger.ready)
-    client.sender = sender
+    client.senders.append(sender)
     client.state = CONNECTED
     templates = [
         template(
