@@ -83,6 +83,7 @@ class _Suite:
         case = ElementTree.SubElement(
             self.element, "testcase", classname=_clean(f"{self.name}.{group}"), name=_clean(name)
         )
+        case.set("time", "0")
         if message:
             self.count[f"{kind}s"] += 1
             ElementTree.SubElement(case, kind, message=_clean(message)).text = _clean(detail)

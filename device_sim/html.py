@@ -10,14 +10,22 @@ from html import escape
 from typing import Any, Final
 
 from device_sim.plot import Line, Mark, Moments, over_time, percentile_curve, time_line
-from device_sim.report import conclusion, duration, latency_rows, ledger_rows, remarks, trouble_rows
+from device_sim.report import (
+    CLASS_OF,
+    conclusion,
+    duration,
+    latency_rows,
+    ledger_rows,
+    remarks,
+    trouble_rows,
+)
 from device_sim.result import Result
 from device_sim.style import STYLE
+from device_sim.verdict import promises
 
 CURVE: Final = (0.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.99, 99.999, 100.0)
 FAULTS_LISTED: Final = 100
-_HARMLESS: Final = ("topic", "QoS", "subscriber", "sent", "to deliver", "received", "unknown")
-"""Columns of numbers that a broker isn't to blame for."""
+WRONG: Final = ' class="wrong"'
 
 
 def page(result: Result) -> str:
@@ -31,7 +39,7 @@ def page(result: Result) -> str:
         _tiles(result),
         *_plots(result),
         _section(
-            "Deliveries by QoS", _table(ledger_rows(report), classes=True) + _notes(remarks(report))
+            "Deliveries by QoS", _classes(ledger_rows(report), report) + _notes(remarks(report))
         ),
         _section("Latency", _table(latency_rows(report))),
         _faults(result),
@@ -208,9 +216,14 @@ def _troubled(report: dict[str, Any]) -> str:
     if not rows:
         return '<p class="note">None: everything came once, in order and intact.</p>'
     more = report["troubled_count"] - (len(rows) - 1)
-    return _table(rows, classes=True) + _notes(
+    return _classes(rows, report) + _notes(
         [f"{more:,} more streams had trouble"] if more > 0 else []
     )
+
+
+def _classes(rows: list[list[str]], report: dict[str, Any]) -> str:
+    """A table of classes; what breaks a promise stands out."""
+    return _table(rows, words=("topic",), wrong=_broken(rows, report["verdict"]["strict"]))
 
 
 def _section(title: str, body: str) -> str:
@@ -221,32 +234,37 @@ def _notes(lines: Sequence[str]) -> str:
     return "".join(f'<p class="note">{escape(line)}</p>' for line in lines)
 
 
-def _table(rows: list[list[str]], words: Sequence[str] = (), classes: bool = False) -> str:
-    """A table; the first row holds the titles. With `classes`, what tells of trouble stands out."""
+def _table(
+    rows: list[list[str]], words: Sequence[str] = (), wrong: Sequence[tuple[int, int]] = ()
+) -> str:
+    """A table, the first row its titles; columns of `words` read from the left, `wrong` cells
+    (row and column) stand out.
+    """
     if len(rows) < 2:
         return ""
-    titles = rows[0]
-    head = "".join(
-        f"<th{_kind(title, '', words, classes)}>{escape(title)}</th>" for title in titles
-    )
-    body = "".join(
-        "<tr>{}</tr>".format(
-            "".join(
-                f"<td{_kind(title, cell, words, classes)}>{escape(cell)}</td>"
-                for title, cell in zip(titles, row, strict=True)
-            )
-        )
-        for row in rows[1:]
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    columns = [' class="words"' if title in words else "" for title in rows[0]]
+    lines = []
+    for at, row in enumerate(rows):
+        tag = "td" if at else "th"
+        cells = [
+            f"<{tag}{WRONG if (at, column) in wrong else columns[column]}>{escape(cell)}</{tag}>"
+            for column, cell in enumerate(row)
+        ]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return f"<table><thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table>"
 
 
-def _kind(title: str, cell: str, words: Sequence[str], classes: bool) -> str:
-    if title in words:
-        return ' class="words"'
-    number = cell.replace(",", "")
-    wrong = classes and title not in _HARMLESS and number.isdigit() and int(number) > 0
-    return ' class="wrong"' if wrong else ""
+def _broken(rows: list[list[str]], strict: bool) -> list[tuple[int, int]]:
+    """The cells of a table of classes that tell of a broken promise of their row's QoS."""
+    titles = rows[0] if rows else []
+    found = []
+    for at, row in enumerate(rows[1:], 1):
+        broken = {name for _, name in promises(int(row[titles.index("QoS")]), strict)}
+        for column, title in enumerate(titles):
+            name = CLASS_OF.get(title, title.replace(" ", "_"))
+            if name in broken and row[column] != "0":
+                found.append((at, column))
+    return found
 
 
 def _flat(values: dict[str, Any]) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from typing import Final
 WIDTH: Final = 960
 LEFT: Final = 72
 RIGHT: Final = 16
-TOP: Final = 26
+TOP: Final = 34
 BOTTOM: Final = 34
 LANE: Final = 26
 DOTS_BELOW: Final = 60
@@ -201,7 +201,7 @@ def time_line(title: str, moments: Moments, stages: Sequence[Mark]) -> str:
 def _bar(name: str, x: Scale, mark: Mark, top: float, label: str) -> str:
     start = x(mark.at_s)
     end = x(mark.until_s) if mark.until_s is not None else start
-    width = max(4.0, end - start)
+    width = max(6.0, end - start)
     text = ""
     if label and width > 7 * len(label):
         text = _text("lane", start + 5, top + LANE - 8, label, "start")

@@ -47,6 +47,8 @@ RARE: Final = (
     ("missing will", "missing_will"),
 )
 """Columns that are shown when they are needed."""
+CLASS_OF: Final = dict((*COLUMNS, *RARE))
+"""The class that a column of the table shows."""
 
 
 def ledger_rows(report: Document) -> list[list[str]]:
@@ -110,8 +112,9 @@ def remarks(report: Document) -> list[str]:
     ]
     asked = throughput["asked_per_s"]
     if asked is not None:
-        late = duration(throughput["pacing_lag_us"]["p99"])
-        found.append(f"asked for {asked:,.0f}/s; pacing was at most {late} late 99 % of the time")
+        lag = throughput["pacing_lag_us"]
+        late = f"; pacing was at most {duration(lag['p99'])} late 99 % of the time" if lag else ""
+        found.append(f"asked for {asked:,.0f}/s{late}")
     if throughput["generator_bound"]:
         found.append(
             "generator-bound: this process was too busy, or the machine too full, to keep up"

@@ -36,8 +36,8 @@ section {
 .verdict.good { border-left-color: var(--good); }
 .verdict.bad { border-left-color: var(--bad); }
 .verdict ul { margin: 8px 0 0; padding-left: 20px; font-weight: 400; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px;
-  margin-top: 18px; }
+.tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: 12px; margin-top: 18px; }
+@media (max-width: 700px) { .tiles { grid-template-columns: repeat(2, 1fr); } }
 .tile { background: var(--card); border: 1px solid var(--rule); border-radius: 10px;
   padding: 10px 14px; }
 .tile b { display: block; font-size: 21px; font-weight: 650; font-variant-numeric: tabular-nums; }
