@@ -41,7 +41,7 @@ from typing import Final
 from device_sim.histogram import Histogram
 from device_sim.oracles import Wills
 from device_sim.payload import HEADER_SIZE, LAYOUT, MAGIC
-from device_sim.tracks import Member, Sender, Share, Track, WillTrack
+from device_sim.tracks import Member, Sender, Share, Track, Whole, WillTrack, listed, put
 from device_sim.verdict import Verdict
 
 FOREIGN_TOPIC: Final = "unknown topic"
@@ -72,7 +72,7 @@ class Watcher:
         # Who joins late is owed what is sent from now on.
         track.excuse(0, sender.sent_on(stream))
         sender.tracks.append(track)
-        self.tracks[topic] = track
+        put(self.tracks, topic, track)
         return track
 
     def expect_will(self, topic: bytes, sender: Sender, wills: Wills, qos: int) -> Track:
@@ -83,22 +83,29 @@ class Watcher:
         sender.ready = True
         track = WillTrack(sender, wills, qos, self.index)
         track.excuse(0, wills.ended)
-        self.tracks[topic] = track
+        put(self.tracks, topic, track)
         return track
 
     def join(self, share: Share) -> None:
         """Become a member: each message that the share is owed may come here."""
-        for topic, whole in share.tracks.items():
-            self.tracks[topic] = Member(share, whole, self.index)
+        for topic, whole in listed(share.tracks):
+            if isinstance(whole, Whole):
+                self.expect_shared(topic, share, whole)
+
+    def expect_shared(self, topic: bytes, share: Share, whole: Whole) -> Track:
+        """Messages of this stream may come here, as to the other members of the share."""
+        member = Member(share, whole, self.index)
+        put(self.tracks, topic, member)
+        return member
 
     def leave(self) -> None:
         """The connection ended; it may come back before the run is over."""
-        for track in self.tracks.values():
+        for _, track in listed(self.tracks):
             track.leave()
 
     def back(self, kept: bool) -> None:
         """It is connected and subscribed again, with the session that it had or with a new one."""
-        for track in self.tracks.values():
+        for _, track in listed(self.tracks):
             track.back(kept)
 
     def receive(
@@ -123,18 +130,22 @@ class Watcher:
             self._corrupt(track)
             return
         if run != ledger.run:
+            if flags & _RETAIN and track.replay is not None:
+                return  # retained by an earlier run: nobody has replaced it yet
             track.unexpected += 1
             ledger.stray(FOREIGN_RUN)
             return
         if publisher != sender.index or stream != track.stream:
-            track.unexpected += 1
-            ledger.stray(WRONG_TOPIC)
-            return
-        if flags & 7 != track.qos << 1:
-            if flags & _RETAIN and track.retained(sequence):
+            beside = track.beside
+            other = beside.get(publisher << 16 | stream) if beside is not None else None
+            if other is None:
+                track.unexpected += 1
+                ledger.stray(WRONG_TOPIC)
                 return
-            track.unexpected += 1
-            ledger.stray(RETAINED if flags & _RETAIN else WRONG_QOS)
+            track = other
+            sender = track.sender
+        if flags & 7 != track.qos << 1 and not self._is_live(track, sequence, flags):
+            return
         if not track.arrive(sequence, flags & _DUP != 0):
             return
         sender.arrived += 1
@@ -145,6 +156,17 @@ class Watcher:
         if ledger.paced:
             ledger.from_intended.record(since_intended_us)
         ledger.from_sent.record(since_intended_us - lag_us)
+
+    def _is_live(self, track: Track, sequence: int, flags: int) -> bool:
+        """What to make of flags that a plain delivery doesn't have; False: it isn't one."""
+        if flags & _RETAIN:
+            if track.as_published:
+                return sequence >= track.expected
+            if track.retained(sequence):
+                return False
+        track.unexpected += 1
+        self.ledger.stray(RETAINED if flags & _RETAIN else WRONG_QOS)
+        return True
 
     def _corrupt(self, track: Track) -> None:
         track.corrupt += 1
@@ -197,6 +219,18 @@ class Ledger:
         """Count an unexpected message by the reason why it is one."""
         self.strays[reason] = self.strays.get(reason, 0) + 1
 
+    def missing(self) -> int:
+        """How many messages and wills may still come to the readers that are there."""
+        count = 0
+        for watcher in self.watchers:
+            for _, track in listed(watcher.tracks):
+                if not isinstance(track, Member):
+                    count += track.missing()
+        for share in self.shares:
+            for _, whole in listed(share.tracks):
+                count += whole.missing()
+        return count
+
     def close(self, keep: int = 20) -> Verdict:
         """Balance the books, after all senders have been closed.
 
@@ -207,13 +241,13 @@ class Ledger:
             verdict.stray(reason, count)
         verdict.ownerless = self.strays.get(FOREIGN_TOPIC, 0)
         for watcher in self.watchers:
-            for topic, track in watcher.tracks.items():
+            for topic, track in listed(watcher.tracks):
                 if isinstance(track, Member):
                     track.hand_over()
                 else:
                     self._close(verdict, track, topic, "", watcher.cut)
         for share in self.shares:
-            for topic, whole in share.tracks.items():
+            for topic, whole in listed(share.tracks):
                 self._close(verdict, whole, topic, f"$share/{share.name}/", False)
         for sender in self.senders:
             if sender.unacknowledged:

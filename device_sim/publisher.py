@@ -33,10 +33,16 @@ SHARED_ABOVE: Final = 2048
 
 
 def template(
-    header: Header, topic: str, size: int, version: int, properties: bytes, filler: bytes
+    header: Header,
+    topic: str,
+    size: int,
+    version: int,
+    properties: bytes,
+    filler: bytes,
+    retain: bool = False,
 ) -> Template:
     """The frame that all messages of a stream are patched from; `filler` is their padding."""
-    publish = Publish(topic, encode(header, size), header.qos)
+    publish = Publish(topic, encode(header, size), header.qos, False, retain)
     if header.qos:
         publish.packet_id = 1
     if version == spec.MQTT5:
@@ -69,7 +75,7 @@ class Publisher:
         self.limit = 0
         self.blocked = False
         self.more = False
-        self.batch = max(1, BATCH_BYTES // templates[0].size)
+        self.batch = max(1, BATCH_BYTES // templates[0].size) if templates else 1
         self.written_off = 0
         self._seen = -1
 

@@ -12,6 +12,9 @@ in what is owed:
 a session that had to keep it, or while the publisher's connection broke. Where outside can't know,
 a message is excused; what is told as lost was owed for certain.
 
+Several publishers may share a topic. The first track of a topic is found by it; those of the others
+stand `beside` it, by publisher and stream.
+
 Pure, and of constant size for each track: see ranges.py. Called for each message, hence compiled.
 """
 
@@ -112,6 +115,9 @@ class Track:
         self.unexpected = 0
         self.expiring = False
         self.replay: Replay | None = None
+        self.as_published = False
+        """The subscription keeps the RETAIN flag, so live and retained copies look the same."""
+        self.beside: dict[int, Track] | None = None
         self.excused: Ranges | None = None
         self._left_at = -1
         self._back_at = 0
@@ -184,6 +190,21 @@ class Track:
         """Book a copy that is marked as retained; False when none was asked for."""
         return self.replay is not None and self.replay.arrive(sequence)
 
+    def missing(self) -> int:
+        """How many messages are owed and haven't come yet, as long as the reader is there."""
+        if self._left_at >= 0:
+            return 0
+        count = self.sender.sent_on(self.stream) - self.expected
+        holes = self.holes
+        if holes is not None:
+            count += holes.size
+        if self.excused is not None:
+            count -= self.excused.size
+        answers = self.sender.refused.get(self.stream)
+        if answers is not None:
+            count -= answers.size
+        return max(0, count)
+
     def close(self, topic: str, cut: bool) -> tuple[Outcome, int]:
         """The numbers of this track, and how many of its messages nobody had sent.
 
@@ -238,6 +259,28 @@ class Track:
         return outcome, never_sent
 
 
+def put(tracks: dict[bytes, Track], topic: bytes, track: Track) -> None:
+    """One more track of a topic; one that is there already for its publisher and stream stays."""
+    first = tracks.get(topic)
+    if first is None:
+        tracks[topic] = track
+    elif first.sender is not track.sender or first.stream != track.stream:
+        if first.beside is None:
+            first.beside = {}
+        first.beside.setdefault(track.sender.index << 16 | track.stream, track)
+
+
+def listed(tracks: dict[bytes, Track]) -> list[tuple[bytes, Track]]:
+    """All tracks with their topics."""
+    found: list[tuple[bytes, Track]] = []
+    for topic, track in tracks.items():
+        found.append((topic, track))
+        if track.beside is not None:
+            for other in track.beside.values():
+                found.append((topic, other))
+    return found
+
+
 class WillTrack(Track):
     """The wills of one device at one subscriber: message n is the will of its n-th connection.
 
@@ -256,6 +299,14 @@ class WillTrack(Track):
         super().arrive(sequence, dup)
         # Made when its connection began, a will says nothing about latency.
         return False
+
+    def missing(self) -> int:
+        if self._left_at >= 0:
+            return 0
+        count = self.wills.owed.size - self.expected
+        if self.holes is not None:
+            count += self.holes.size
+        return max(0, count)
 
     def close(self, topic: str, cut: bool) -> tuple[Outcome, int]:
         wills = self.wills
@@ -293,7 +344,7 @@ class Share:
     def __init__(self, name: str, index: int) -> None:
         self.name = name
         self.index = index
-        self.tracks: dict[bytes, Whole] = {}
+        self.tracks: dict[bytes, Track] = {}
         self.ordered = True
 
     def expect(self, topic: bytes, sender: Sender, stream: int, qos: int) -> "Whole":
@@ -301,7 +352,7 @@ class Share:
         track = Whole(sender, stream, qos, self.index)
         track.excuse(0, sender.sent_on(stream))
         sender.tracks.append(track)
-        self.tracks[topic] = track
+        put(self.tracks, topic, track)
         return track
 
 
