@@ -19,7 +19,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from device_sim import scenario_commands
+from device_sim import result_commands, scenario_commands
 from device_sim.outputs import add_outputs
 from device_sim.plan import DEFAULT_PATTERN, VERSIONS, Settings, UsageError
 
@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_flood(flood)
     flood.set_defaults(run=_flood)
     scenario_commands.register(commands)
+    result_commands.register(commands)
     return parser
 
 
