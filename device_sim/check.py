@@ -13,6 +13,7 @@ Must not know: YAML, marks, how a problem is printed. That is `device_sim.load`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from device_sim import thresholds, values
 from device_sim.actions import GroupAction, Publish, Stage
@@ -23,6 +24,7 @@ from device_sim.naming import (
     TOPIC_PARTS,
     Names,
     Template,
+    deal,
     filter_fault,
     topic_fault,
 )
@@ -31,10 +33,10 @@ from device_sim.scenario import Group, Paced, PublishEntry, RequestEntry, Scenar
 Loc = tuple[int | str, ...]
 Fault = tuple[Loc, str, str, str]
 
-RESERVED_TAGS = TOPIC_PARTS | {"stream", "target", "seq"}
-OPEN_ENDED = ("publish", "slow_reader", "pause", "network")
-_RUN = "0" * 8
-_SHORT_ID = 23
+RESERVED_TAGS: Final = TOPIC_PARTS | {"stream", "seq"}
+OPEN_ENDED: Final = ("publish", "slow_reader", "pause", "network")
+_RUN: Final = "0" * 8
+_SHORT_ID: Final = 23
 
 
 def second_look(scenario: Scenario) -> Iterator[Fault]:
@@ -182,7 +184,7 @@ class _Look:
     def faults(self) -> Iterator[Fault]:
         group = self.group
         for tag in group.tags:
-            if tag in RESERVED_TAGS:
+            if tag in RESERVED_TAGS or tag.startswith("target"):
                 yield ("groups", self.index, "tags", tag), f"found {tag!r}", "another name", ""
         here = self.at("id")
         wrong = list(self._template(group.id, here, DEVICE_PARTS, lambda text: ""))
@@ -260,8 +262,6 @@ class _Look:
                 yield here, f"found {here[-1]}", "version 5", f"the group has {group.version}"
 
     def _request(self, request: RequestEntry, here: Loc) -> Iterator[Fault]:
-        extra = frozenset({"target"})
-        yield from self._text(request.topic, (*here, "topic"), topic_fault, extra)
         yield from self._text(request.response, (*here, "response"), topic_fault)
         yield from self._content(request, here)
         targets = [group for group in self.scenario.groups if group.name == request.targets]
@@ -269,8 +269,14 @@ class _Look:
             hint = f"there are: {', '.join(group.name for group in self.scenario.groups)}"
             found = f"found {request.targets!r}"
             yield (*here, "targets"), found, "the name of a group", hint
-        elif not self.scenario.devices_of(targets[0]).respond:
+            return
+        if not self.scenario.devices_of(targets[0]).respond:
             yield (*here, "targets"), f"found {request.targets!r}", "a group with respond", ""
+        tags = targets[0].tags
+        extra = frozenset({"target", "target_index", *(f"target_{tag}" for tag in tags)})
+        examples: dict[str, str | int] = {"target": "x", "target_index": 0}
+        examples |= {f"target_{tag}": value for tag, value in deal(tags, 0).items()}
+        yield from self._text(request.topic, (*here, "topic"), topic_fault, extra, examples)
 
     def _entry_names(self) -> Iterator[Fault]:
         names: set[str] = set()
@@ -324,12 +330,19 @@ class _Look:
         here: Loc,
         fault: Callable[[str], str] | None,
         extra: frozenset[str] = frozenset(),
+        examples: dict[str, str | int] | None = None,
     ) -> Iterator[Fault]:
         """A template of the device's, tried for the first and the last one."""
-        return self._template(text, here, TOPIC_PARTS | extra, fault or (lambda name: ""))
+        known = TOPIC_PARTS | extra
+        return self._template(text, here, known, fault or (lambda name: ""), examples)
 
     def _template(
-        self, text: str, here: Loc, known: frozenset[str], fault: Callable[[str], str]
+        self,
+        text: str,
+        here: Loc,
+        known: frozenset[str],
+        fault: Callable[[str], str],
+        examples: dict[str, str | int] | None = None,
     ) -> Iterator[Fault]:
         try:
             template = Template(text)
@@ -342,10 +355,9 @@ class _Look:
             expected = f"the parts {', '.join(sorted(parts))}"
             yield here, f"found {{{unknown[0]}}}", expected, ""
             return
-        examples: dict[str, str | int] = {"stream": 0, "target": "x", "seq": 0}
         for names in self.ends:
             try:
-                name = names.render(template, examples)
+                name = names.render(template, examples or {"stream": 0, "seq": 0})
             except ValueError as error:
                 yield here, f"found {text!r}", "formats that fit", str(error)
                 return

@@ -10,13 +10,23 @@ Must not know: how a scenario is read or printed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Final
 
 from device_sim.actions import Publish, Stage
 from device_sim.naming import Filters, Names, Template
-from device_sim.scenario import Group, MessageArrival, Paced, PublishEntry, RequestEntry, Scenario
+from device_sim.scenario import (
+    Group,
+    MessageArrival,
+    MessageStairs,
+    Paced,
+    PublishEntry,
+    RequestEntry,
+    Scenario,
+)
 
-_RUN = "0" * 8
+_RUN: Final = "0" * 8
 
 
 @dataclass
@@ -177,7 +187,7 @@ def _stream(
     extra: dict[str, str | int] = {"stream": 0}
     if isinstance(entry, RequestEntry):
         targets = next(each for each in scenario.groups if each.name == entry.targets)
-        extra["target"] = _names(targets, 0, Template(targets.id)).client_id
+        extra |= _names(targets, 0, Template(targets.id)).as_target(targets.tags)
     reached = 0
     first = ""
     for index in range(group.count):
@@ -231,15 +241,16 @@ def _add(act: Act, scenario: Scenario, body: Publish, fans: dict[tuple[str, str]
             if body.entries and entry.name not in body.entries:
                 continue
             limits = [each for each in (body.count, entry.count) if each is not None]
+            limit = min(limits, default=None)
             if entry.interval is None:
-                if not limits:
+                if limit is None:
                     act.closed_loop = True
                     continue
-                due = float(min(limits))
+                due = float(limit * group.count)
             else:
-                due = min([_due(entry, seconds, body.factor), *limits])
-                act.rate += group.count * body.factor / entry.interval * _size_of(entry)
-            messages = group.count * due * _size_of(entry)
+                due = _due(entry, group.count, seconds, body.factor, limit)
+                act.rate += group.count * body.factor / entry.interval
+            messages = due * _size_of(entry)
             act.messages += messages
             act.deliveries += messages * fans[group.name, key]
             if isinstance(entry, RequestEntry):  # each is answered, to one subscriber
@@ -257,17 +268,31 @@ def _length(stage: Stage) -> float:
     return longest
 
 
-def _due(entry: Paced, seconds: float, factor: float) -> float:
-    """How many times an entry comes due in so many seconds."""
-    interval = entry.interval
-    assert interval is not None
-    every_s = interval / factor
+def _due(entry: Paced, devices: int, seconds: float, factor: float, limit: int | None) -> float:
+    """How many times an entry comes due for all devices in so many seconds."""
+    assert entry.interval is not None
+    step_s = entry.interval / factor
+    most = math.inf if limit is None else limit
     arrival = entry.arrival
-    if isinstance(arrival, MessageArrival) and arrival.step is not None:
-        steps, over = arrival.step.steps, arrival.step.over
-        area, left, stair_s = 0.0, seconds, over / arrival.step.steps
-        for height in range(1, steps + 1):
-            area += min(max(left, 0.0), stair_s) * height / steps
-            left -= stair_s
-        return (area + max(left, 0.0)) / every_s
-    return seconds / every_s
+    if arrival == "poisson":
+        return devices * min(seconds / step_s, most)
+    area, burst = seconds / step_s, 1
+    if isinstance(arrival, MessageArrival):
+        if arrival.step is not None:
+            area = _under_stairs(arrival.step, seconds) / step_s
+        elif arrival.burst is not None:
+            burst = arrival.burst.size
+    total = 0.0
+    for index in range(devices):
+        phase = 0.0 if entry.together else index / devices
+        total += min(max(0, math.ceil(area / burst - phase)) * burst, most)
+    return total
+
+
+def _under_stairs(stairs: MessageStairs, seconds: float) -> float:
+    """Seconds at the full rate that bring as much as so many seconds from the first stair on."""
+    area, left, stair_s = 0.0, seconds, stairs.over / stairs.steps
+    for height in range(1, stairs.steps + 1):
+        area += min(max(left, 0.0), stair_s) * height / stairs.steps
+        left -= stair_s
+    return area + max(left, 0.0)

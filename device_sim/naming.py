@@ -89,6 +89,11 @@ class Names:
         """A topic, a filter or a text of this device."""
         return template.render(self.parts if extra is None else {**self.parts, **extra})
 
+    def as_target(self, tags: Tags) -> dict[str, str | int]:
+        """The parts that a request to this device may name: `target`, and `target_` each tag."""
+        parts = {f"target_{name}": self.parts[name] for name in (*tags, "index")}
+        return {**parts, "target": self.client_id}
+
 
 def topic_fault(topic: str) -> str:
     """What is wrong with a topic name, or nothing."""

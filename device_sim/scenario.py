@@ -289,7 +289,8 @@ class RequestEntry(Paced):
     """Requests to devices of another group, one after the other, with correlation data; MQTT 5."""
 
     topic: str
-    """A template like those of `publish`, with `{target}`: the id of the device that is asked."""
+    """A template like those of `publish`, with `{target}`, the id of the device that is asked, and
+    `{target_index}` and `{target_…}` for each of its tags."""
     targets: str
     """The name of their group."""
     response: str

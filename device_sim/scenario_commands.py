@@ -17,18 +17,26 @@ if TYPE_CHECKING:
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the three commands; each sets `run`, a function from options to an exit code."""
-    schema = commands.add_parser("schema", help="print the JSON Schema of scenarios, for editors")
+    schema = commands.add_parser(
+        "schema", add_help=False, help="print the JSON Schema of scenarios, for editors"
+    )
+    schema.add_argument("--help", action="help", help="show this help and exit")
     schema.set_defaults(run=_schema)
-    check = commands.add_parser("check", help="read a scenario and say what is wrong with it")
+    check = commands.add_parser(
+        "check", add_help=False, help="read a scenario and say what is wrong with it"
+    )
     _add_scenario(check)
     check.set_defaults(run=_check)
-    plan = commands.add_parser("plan", help="say what a scenario is going to do")
+    plan = commands.add_parser(
+        "plan", add_help=False, help="say what a scenario is going to do, without a broker"
+    )
     _add_scenario(plan)
     plan.add_argument("--json", action="store_true", help="for machines")
     plan.set_defaults(run=_plan)
 
 
 def _add_scenario(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--help", action="help", help="show this help and exit")
     parser.add_argument("scenario", metavar="SCENARIO", help="a file, or a name in the catalogue")
     add_shrinking(parser)
 
@@ -45,17 +53,19 @@ def add_shrinking(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
     if not 0 < number <= 1e6:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from above 0 to 1000000")
     return number
 
 
 def _seed(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < 2**63:
-        raise ValueError(text)
-    return number
+    if not (text.isascii() and text.isdigit()) or int(text[:20]) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 2^63 - 1")
+    return int(text)
 
 
 def _schema(options: argparse.Namespace) -> int:
