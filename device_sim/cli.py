@@ -140,6 +140,7 @@ def _add_flood(parser: argparse.ArgumentParser) -> None:
     )
 
     verdict = parser.add_argument_group("verdict and output")
+    verdict.add_argument("--save", metavar="FILE", help="write the flood down as a scenario")
     verdict.add_argument("--strict", action="store_true", help="loss at QoS 0 is bad, too")
     verdict.add_argument(
         "--fail-on", action="append", default=[], metavar="TERMS", help="'lost>0,p99>50ms'"
@@ -226,6 +227,10 @@ def _flood(options: argparse.Namespace) -> int:
         terms = thresholds.parse(options.fail_on)
     except ValueError as error:
         raise UsageError(f"--fail-on: {error}") from None
+    if options.save is not None:
+        from device_sim import save
+
+        save.write(options.save, settings, options.strict, options.fail_on)
     factory = _loop_factory(options.loop)
     warnings = limits.prepare(settings.devices + settings.subscribers)
     for text in warnings:
