@@ -21,10 +21,10 @@ CORE_LAYERS = (
     ("packets", "properties", "decode", "encode", "framer"),
     ("topics", "trie", "retained", "message"),
     (
-        *("inflight", "queue", "journal", "tables", "session", "outbound", "shared"),
-        *("auth", "handshake", "router", "connection"),
+        *("inflight", "queue", "journal", "tables", "link", "session", "outbound", "shared"),
+        *("auth", "watch", "handshake", "router", "inbound", "connection", "inside"),
     ),
-    ("broker", "restore"),
+    ("registry", "broker", "restore"),
 )
 LEVELS = {f"mqttd.core.{name}": level for level, names in enumerate(CORE_LAYERS) for name in names}
 SIDES = ("mqttd.net", "mqttd.store")

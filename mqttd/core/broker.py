@@ -1,82 +1,65 @@
-"""The broker: the registry of sessions and the routing between them.
+"""The broker: who gets a message, and what the shell calls.
 
-Owns: which client id has which session; take-over; wills and expiries; the retained store; who
-gets a message. It is the only class that sees more than one session.
+Owns: routing, the retained store, what has to be done after a commit or a page, the clients inside
+the process. With what `Registry` adds it is the only class that sees more than one session.
 
 Must not know: sockets, tasks, files, the wall clock. The shell calls `open`, `run`,
 `handle_timeout` and `committed`, and flushes the connections in `dirty`.
 
-Invariants: `sessions` is keyed by client id, each session's `link` is the one open connection for
-it; every session in `sessions` is either connected or has a deadline in the heap (or never
-expires); a deadline in the heap that no longer fits its session is ignored; nothing here loops
-over all sessions but `drain` and `balance`.
+Invariants: nothing here loops over all sessions but `drain` and `balance`; an exception on behalf
+of one connection ends that connection and no other.
 """
 
 from array import array
-from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
 from mqttd.core import counters as count
 from mqttd.core import journal, spec
 from mqttd.core.connection import Connection
 from mqttd.core.errors import ProtocolError
-from mqttd.core.handshake import is_reserved, wanted_expiry
+from mqttd.core.handshake import is_reserved
 from mqttd.core.inflight import Delivery
+from mqttd.core.inside import Inside
 from mqttd.core.journal import Batch
-from mqttd.core.message import Message, will_message
+from mqttd.core.link import Link
+from mqttd.core.message import Message
 from mqttd.core.outbound import Outbound
-from mqttd.core.packets import Connect, Filter
+from mqttd.core.packets import Connect
 from mqttd.core.queue import PAGE
-from mqttd.core.router import ListenerInfo, Router
-from mqttd.core.session import Link, PageRequest, Replay, Session
-from mqttd.core.settings import NEVER, Settings
+from mqttd.core.registry import Registry
+from mqttd.core.router import ListenerInfo
+from mqttd.core.session import PageRequest, Session
+from mqttd.core.settings import Settings
 from mqttd.core.shared import (
-    dissolve,
     distribute,
-    give_back,
     is_durable,
     pull,
     queue_of,
 )
-from mqttd.core.topics import split_shared, validate_topic_filter
-from mqttd.core.trie import Matched, SharedGroup, Subscription, Target, without_no_local
+from mqttd.core.trie import Matched, SharedGroup, Target, without_no_local
+from mqttd.core.watch import DELIVERED, DROPPED
 
-INFINITY: Final = float("inf")
-_SWEEP_EVERY: Final = 1.0  # seconds between slices of the search for expired retained messages
-_SWEEP_STEPS: Final = 2000
-_DEADLINE_TURN: Final = 2000  # sessions looked at in one call
 _REPLAY_SESSIONS: Final = 8  # sessions that replay retained messages in one slice
 _PAGES_A_TURN: Final = 8  # read together: commits and other clients get their turn between
-_DUEL_WINDOW: Final = 60.0
-_DUEL_ROUNDS: Final = 4
 
 
-class Deadline:
-    """An instant at which a session's will or the session itself is due."""
+class Submitted:
+    """What became of a message: how many it matched, and the batch that makes it durable."""
 
-    def __init__(self, at: float, order: int, session: Session) -> None:
-        self.at = at
-        self.order = order
-        self.session: Session | None = session  # None: it has ended
-
-    def __lt__(self, other: "Deadline") -> bool:
-        return self.at < other.at or (self.at == other.at and self.order < other.order)
+    def __init__(self, matched: int, barrier: int) -> None:
+        self.matched = matched
+        self.barrier = barrier
 
 
-class Broker(Router):
+class Broker(Registry):
     """All of the broker that is not input or output."""
 
     def __init__(self, settings: Settings | None = None, durable: bool = False) -> None:
         super().__init__(Settings() if settings is None else settings, durable)
-        self.sessions: dict[str, Session] = {}
         self.connections: dict[Outbound, None] = {}
-        self.draining: bool = False
         self.slow: list[Outbound] = []  # what `collect` left to the shell
+        self.woken: list[Inside] = []  # clients inside with something in their inbox
         self._serial: int = 0
-        self._deadlines: list[Deadline] = []
-        self._order: int = 0
-        self._sweep_at: float = 0.0
-        self._ended: dict[str, int] = {}  # client id → batch that ends its last session
 
     # What the shell calls.
 
@@ -125,40 +108,6 @@ class Broker(Router):
             if session.run_replay(now) and not session.runnable:
                 session.runnable = True
                 runnable.append(session)
-
-    def next_deadline(self) -> float:
-        """When `handle_timeout` wants to be called; infinity for never."""
-        at = self._deadlines[0].at if self._deadlines else INFINITY
-        if self.retained.expiring and self._sweep_at < at:
-            return self._sweep_at
-        return at
-
-    def handle_timeout(self, now: float) -> None:
-        """Publish wills and end sessions that are due; sweep a slice of the retained tree."""
-        deadlines = self._deadlines
-        budget = _DEADLINE_TURN
-        while deadlines and deadlines[0].at <= now and budget > 0:
-            budget -= 1
-            session = heappop(deadlines).session
-            if session is None:
-                continue
-            session.deadline = None
-            if session.will_at and session.will_at <= now:
-                self._publish_will(session, now)
-            if session.expires_at and session.expires_at <= now:
-                self.counters.sessions_expired += 1
-                self.note("session_expired", session.client_id, "", "session expiry interval over")
-                self._end_session(session, now)
-                continue
-            # It was put off meanwhile: the one entry of a session moves, it does not multiply.
-            if session.will_at:
-                self._push(session.will_at, session)
-            if session.expires_at:
-                self._push(session.expires_at, session)
-        if self.retained.expiring and now >= self._sweep_at:
-            self._sweep_at = now + _SWEEP_EVERY
-            for topic in self.retained.sweep(now, _SWEEP_STEPS):
-                self.journal.record(journal.RETAINED_DROP, "", topic)
 
     def take_batch(self, may_wait: bool = False) -> Batch | None:
         """Durable operations for one transaction; all there are unless the rest `may_wait`."""
@@ -247,6 +196,8 @@ class Broker(Router):
         self.journal.commit(seq)
         context = self.context
         context.now = now
+        if context.watcher is not None:
+            context.watcher.now = now
         if self._ended:
             self._ended = {name: at for name, at in self._ended.items() if at > seq}
         for connection in list(context.holding):
@@ -292,10 +243,9 @@ class Broker(Router):
 
     def _contain(self, link: Link | None, now: float) -> None:
         """An exception on behalf of one connection ends that connection and no other."""
-        if link is None:
+        if not isinstance(link, Connection):
             self.counters.bugs += 1
             return
-        assert isinstance(link, Connection)
         self.note("bug", link.client_id, link.peer, "exception after a commit")
         link.abort(now)
 
@@ -319,9 +269,67 @@ class Broker(Router):
 
     def publish(self, message: Message, now: float, origin: Session | None = None) -> int:
         """Publish on behalf of the broker, or of a session (a will); returns who matched."""
+        matched = self.trie.lookup(message.key)
+        if self.context.watcher is not None and not is_reserved(message.topic):
+            self.context.watcher.published(message, matched, "")
         if message.retain:
             self.retain(message)
-        return self.route(message, self.trie.lookup(message.key), origin, now)
+        return self.route(message, matched, origin, now)
+
+    def submit(self, message: Message, now: float, origin: Session | None = None) -> Submitted:
+        """As `publish`, for who wants to know when it is durable. ProtocolError if it can't be."""
+        if self.journal.refusing:
+            matched = self.trie.lookup(message.key)
+            if message.qos and self.storable(message, matched):
+                raise ProtocolError(self.journal.refusing, "", "the store takes nothing")
+        before = self.journal.last()
+        found = self.publish(message, now, origin)
+        after = self.journal.last()
+        durable = self.journal.enabled and (message.undurable > 0 or after > before)
+        return Submitted(found, after if durable or message.retain else 0)
+
+    def kick(self, client_id: str, code: int, reason: str, now: float) -> bool:
+        """End the connection of a client; False where it has none."""
+        session = self.sessions.get(client_id)
+        if session is None or not isinstance(session.link, Connection):
+            return False
+        session.link.close(code, reason, now)
+        return True
+
+    def connect_inside(
+        self, client_id: str, owner: str, expiry: int, receive_maximum: int, now: float
+    ) -> Inside:
+        """A client inside the process. ProtocolError where the id is somebody else's or in use."""
+        session = self.sessions.get(client_id)
+        if session is not None and (session.owner != owner or session.link is not None):
+            raise ProtocolError(spec.CLIENT_IDENTIFIER_NOT_VALID, "", "the client id is in use")
+        connect = Connect(client_id=client_id, clean_start=expiry == 0)
+        connect.properties.session_expiry_interval = expiry
+        inside = Inside(self.woken, client_id)
+        session = self._seat(connect, "inside", owner, now)
+        inside.session = session
+        session.attach(inside, receive_maximum)
+        session.pump(now)
+        return inside
+
+    def leave_inside(self, inside: Inside, now: float) -> None:
+        """A client inside goes; its session stays as long as it was asked to."""
+        session = inside.session
+        inside.session = None
+        inside.writable = False
+        inside.inbox.clear()
+        if session is not None and session.link is inside:
+            self._vacate(session, False, now)
+
+    def forget_decisions(self, client_id: str = "") -> None:
+        """What the hooks decided is no longer true, for one client or for all."""
+        if client_id:
+            session = self.sessions.get(client_id)
+            if session is not None and isinstance(session.link, Connection):
+                session.link.forget_decisions()
+            return
+        for connection in self.connections:
+            connection.forget_decisions()
 
     def balance(self) -> tuple[int, int]:
         """(queued, in flight) over all sessions and shared groups, for the balance of counters."""
@@ -339,145 +347,10 @@ class Broker(Router):
 
     # What a connection calls (see Router).
 
-    def count_client_id(self) -> str:
-        client_id = super().count_client_id()
-        while client_id in self.sessions:  # [MQTT-3.1.3-6] unique among those in use
-            client_id = super().count_client_id()
-        return client_id
-
     def forget(self, connection: Outbound) -> None:
         if connection in self.connections:
             del self.connections[connection]
             self.counters.connections -= 1
-
-    def admit(
-        self, connection: Outbound, connect: Connect, owner: str | None, now: float
-    ) -> Session | None:
-        assert isinstance(connection, Connection)
-        if self.draining:
-            raise ProtocolError(spec.SERVER_UNAVAILABLE, "", "server shutting down")
-        client_id = connect.client_id
-        session = self.sessions.get(client_id)  # [MQTT-3.1.3-2]
-        duels = 0
-        duel_at = 0.0
-        if session is not None:
-            if session.owner != owner:
-                return None
-            self._displace(session, connection, now)
-            duels = session.duels
-            duel_at = session.duel_at
-            # Taking over may have ended it: a session without expiry ends with its connection.
-            session = self.sessions.get(client_id)
-        expiry = wanted_expiry(connect, self.settings)
-        if self.journal.refusing and (
-            # Both are a promise: that a session lasts, and that the one before is gone.
-            expiry > 0 if session is None else connect.clean_start and session.stored
-        ):
-            raise ProtocolError(self.journal.refusing, "", "the store takes no other session")
-        if session is not None and connect.clean_start:
-            # [MQTT-3.1.2-4] [MQTT-3.1.4-4]
-            self._end_session(session, now)
-            session = None
-        resumed = session is not None  # [MQTT-3.1.2-5]
-        if session is None:  # [MQTT-3.1.2-6]
-            session = Session(client_id, owner, self.context)
-            # Session Present 0 says that nothing is left: a crash must not bring it back.
-            session.barrier = self._ended.get(client_id, 0)
-            session.duels = duels  # the quarrel goes on though each round has a new session
-            session.duel_at = duel_at
-            self.sessions[client_id] = session
-        session.resumed = resumed  # [MQTT-3.2.2-2] [MQTT-3.2.2-3]
-        had_will = session.will is not None
-        session.will_at = 0.0  # [MQTT-3.1.3-9] back in time: the delayed will is not published
-        session.will = connect.will  # [MQTT-3.1.2-7]
-        session.expiry_interval = expiry
-        was_durable = session.durable
-        session.durable = session.expiry_interval > 0
-        if session.durable or was_durable:
-            session.stored = True
-            barrier = self.journal.record(journal.SESSION_SAVE, client_id)
-            if had_will or session.will is not None:
-                self.journal.record(journal.WILL_SAVE, client_id)
-            if resumed:
-                # Session Present 1 promises that the session is there after a crash as well, and
-                # that neither its old deadline nor its old will comes true by one.
-                session.barrier = max(session.barrier, session.row_barrier)
-                # With a full disk it waits for neither: what is queued for it can still leave.
-                full = self.journal.refusing == spec.QUOTA_EXCEEDED
-                if (session.expires_at or had_will) and not full:
-                    session.barrier = barrier
-            if not session.row_barrier:
-                session.row_barrier = barrier
-        return session
-
-    def _displace(self, session: Session, newcomer: Connection, now: float) -> None:
-        """[MQTT-3.1.4-3] the older connection of the session has to go."""
-        link = session.link
-        if link is None:
-            return
-        assert isinstance(link, Connection)
-        self.counters.takeovers += 1
-        if now - session.duel_at > _DUEL_WINDOW:
-            session.duel_at = now
-            session.duels = 0
-        session.duels += 1
-        if session.duels == _DUEL_ROUNDS:
-            self.note(
-                "pingpong",
-                session.client_id,
-                newcomer.peer,
-                "clients at "
-                + link.peer
-                + " and "
-                + newcomer.peer
-                + " keep taking over each other:"
-                " two devices use the same client id",
-            )
-        link.displace(now)
-
-    def left(self, session: Session, connection: Outbound, with_will: bool, now: float) -> None:
-        if session.link is not connection:
-            return
-        orphans = session.detach()
-        if orphans:
-            give_back(orphans, self.context)
-        interval = session.expiry_interval
-        if session.will is not None:
-            if with_will:
-                # [MQTT-3.1.2-8] after the delay or with the session, whichever comes first.
-                delay = min(session.will.delay_interval, interval)
-                if delay == 0:
-                    self._publish_will(session, now)
-                else:
-                    session.will_at = now + delay
-                    self._push(session.will_at, session)
-            else:
-                session.will = None  # [MQTT-3.1.2-10]
-                self._record_will(session)
-        if interval == 0:
-            self._end_session(session, now)  # [MQTT-4.1.0-2]
-        elif interval != NEVER:  # [MQTT-3.1.2-23]
-            session.expires_at = now + interval
-            self._push(session.expires_at, session)
-        if session.durable and interval:
-            self.journal.record(journal.SESSION_SAVE, session.client_id)
-
-    def resume(self, session: Session, now: float) -> None:
-        """A session that was restored takes its place, unless it lasted only while connected."""
-        if session.expiry_interval == 0:
-            self._end_session(session, now)  # [MQTT-4.1.0-2]
-            return
-        if session.will_at:
-            self._push(session.will_at, session)
-        if session.expires_at:
-            self._push(session.expires_at, session)
-
-    def set_expiry(self, session: Session, interval: int) -> None:
-        interval = min(interval, self.settings.session_expiry_max)
-        if interval != session.expiry_interval:
-            session.expiry_interval = interval
-            if session.durable:
-                self.journal.record(journal.SESSION_SAVE, session.client_id)
 
     def forward(
         self, frame: bytes, payload_at: int, matched: Matched, origin: Session, now: float
@@ -486,6 +359,12 @@ class Broker(Router):
         lane = 5 if connection is not None and connection.version >= 5 else 4
         message: Message | None = None
         counters = self.counters
+        as_it_came = True
+        watcher = self.context.watcher
+        if watcher is not None:
+            payload = frame[payload_at:] if watcher.wants_payload else None
+            watcher.forwarded(origin.client_id, matched, payload)
+            as_it_came = watcher.wants >> DELIVERED & 1 == 0  # or each is told of by itself
         targets = matched.targets
         counters.matched += len(targets)
         delivered = 0
@@ -497,9 +376,15 @@ class Broker(Router):
                 link is not None
                 and link.writable
                 and link.lane == lane
+                and as_it_came
                 and not target.identifiers
                 and session is not origin
             ):
+                if link.guarded and not link.may_receive(matched.topic, matched.key):
+                    if message is None:
+                        message = self._message_of(frame, payload_at, matched, lane, origin)
+                    self.context.drop(count.DROP_NOT_AUTHORIZED, session.client_id, message)
+                    continue
                 link.send_frame(frame)
                 delivered += 1
                 continue
@@ -531,6 +416,8 @@ class Broker(Router):
             origin.client_id,
         )
         message.forward_as_received(frame, 8 if lane == 5 else 0)
+        if self.context.watcher is not None:
+            message.serial = self.context.watcher.serial
         return message
 
     def route(self, message: Message, matched: Matched, origin: Session | None, now: float) -> int:
@@ -552,6 +439,8 @@ class Broker(Router):
         if session is origin and (target.no_local or target.mixed_no_local):
             if target.no_local:  # [MQTT-3.8.3-3]
                 self.counters.matched -= 1
+                if self.context.watcher is not None:
+                    self.context.watcher.outcome(DROPPED, session.client_id, message, "no_local")
                 return False
             target = without_no_local(target)
         qos = target.qos
@@ -569,129 +458,3 @@ class Broker(Router):
             return self.journal.record(journal.RETAINED_DROP, "", message.topic)
         self.retained.set(message.topic, message)  # [MQTT-3.3.1-5]
         return self.journal.record(journal.RETAINED_SAVE, "", message.topic, 0, message)
-
-    def subscribe(self, session: Session, entry: Filter, identifier: int) -> int:
-        topic_filter = entry.topic_filter
-        try:
-            group_name, inner = split_shared(topic_filter)
-            validate_topic_filter(inner, self.settings.max_topic_levels)
-        except ProtocolError as error:
-            return error.code
-        if session.durable and self.journal.refusing:
-            return self.journal.refusing
-        known = session.subscriptions.get(topic_filter)
-        if known is None and len(session.subscriptions) >= self.settings.max_subscriptions:
-            return spec.QUOTA_EXCEEDED
-        subscription = Subscription(
-            session,
-            topic_filter,
-            entry.qos,
-            entry.no_local,
-            entry.retain_as_published,
-            entry.retain_handling,
-            identifier,
-            None,
-        )
-        self.trie.insert(subscription, group_name, inner)  # [MQTT-3.8.4-3]
-        session.subscriptions[topic_filter] = subscription
-        if group_name:
-            group = subscription.group
-            assert group is not None
-            if session.grouped is None:
-                session.grouped = {}
-            session.grouped[group] = None
-            if group.queue is not None:
-                self.context.groups[group] = None
-        elif self.retained.count and (
-            # [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11] [MQTT-3.8.4-4]
-            entry.retain_handling == 0 or (entry.retain_handling == 1 and known is None)
-        ):
-            if known is not None:
-                session.stop_replays(known)
-            cursor = self.retained.cursor(inner)
-            session.add_replay(Replay(cursor, subscription, subscription.identifier_block))
-        elif known is not None:
-            session.move_replays(known, subscription)
-        if session.durable:
-            session.barrier = self.journal.record(
-                journal.SUBSCRIPTION_SAVE, session.client_id, topic_filter
-            )
-        return entry.qos  # [MQTT-3.8.4-7] [MQTT-3.2.2-10]
-
-    def unsubscribe(self, session: Session, topic_filter: str) -> int:
-        subscription = session.subscriptions.pop(topic_filter, None)
-        if subscription is None:
-            return spec.NO_SUBSCRIPTION_EXISTED
-        self._remove(session, subscription)
-        # [MQTT-3.10.4-3] the session's window and queue are left alone.
-        session.stop_replays(subscription)
-        if session.durable:
-            session.barrier = self.journal.record(
-                journal.SUBSCRIPTION_DROP, session.client_id, topic_filter
-            )
-        return spec.SUCCESS
-
-    # Sessions.
-
-    def _remove(self, session: Session, subscription: Subscription) -> None:
-        group_name, inner = split_shared(subscription.topic_filter)
-        group = subscription.group
-        self.trie.remove(session, group_name, inner)
-        if group is not None:
-            if session.grouped is not None:
-                session.grouped.pop(group, None)
-                if not session.grouped:
-                    session.grouped = None
-            if not group.members:
-                dissolve(group, self.context)
-
-    def _end_session(self, session: Session, now: float) -> None:
-        """Drop a session and all that hangs on it."""
-        if session.will_at:
-            self._publish_will(session, now)
-        del self.sessions[session.client_id]
-        deadline = session.deadline
-        if isinstance(deadline, Deadline):
-            deadline.session = None
-            session.deadline = None
-        for subscription in list(session.subscriptions.values()):
-            self._remove(session, subscription)
-        session.subscriptions.clear()
-        session.end()
-        if session.stored:
-            barrier = self.journal.record(journal.SESSION_DROP, session.client_id)
-            if barrier:
-                self._ended[session.client_id] = barrier
-
-    def _publish_will(self, session: Session, now: float) -> None:
-        will = session.will
-        session.will = None  # [MQTT-3.1.2-10]
-        session.will_at = 0.0
-        if will is None:
-            return
-        self._record_will(session)
-        if is_reserved(will.topic):
-            return
-        self.counters.wills_published += 1
-        self.publish(will_message(will, session.client_id, now), now, session)
-
-    def _record_will(self, session: Session) -> None:
-        if session.stored:
-            self.journal.record(journal.WILL_DROP, session.client_id)
-
-    def _push(self, at: float, session: Session) -> None:
-        """Have `handle_timeout` look at the session at `at`, or before."""
-        deadlines = self._deadlines
-        deadline = session.deadline
-        if isinstance(deadline, Deadline):
-            if deadline.at <= at:
-                return
-            deadline.session = None
-        if len(deadlines) > 2 * len(self.sessions) + 64:
-            # Mostly entries of sessions that have ended: they must not wait for their time.
-            self._deadlines = deadlines = [d for d in deadlines if d.session is not None]
-            heapify(deadlines)
-        self._order += 1
-        deadline = Deadline(at, self._order, session)
-        session.deadline = deadline
-        heappush(deadlines, deadline)

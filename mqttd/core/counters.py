@@ -22,6 +22,8 @@ DROP_TOO_LARGE: Final = "packet_too_large"  # larger than the receiver's Maximum
 DROP_SESSION_ENDED: Final = "session_ended"
 DROP_REFUSED: Final = "refused_by_receiver"  # PUBACK or PUBREC with 0x80 or above
 DROP_LOST: Final = "lost_by_store"  # the store no longer has what it was left
+DROP_NOT_AUTHORIZED: Final = "not_authorized"  # the receiver may not have it
+DROP_BY_PLUGIN: Final = "dropped_by_plugin"
 DROP_NO_MEMBER: Final = "no_shared_member"  # QoS 0, and no member of the group could take it
 
 REFUSED_HANDSHAKE: Final = "handshake"  # TLS or the header of a proxy, before MQTT began

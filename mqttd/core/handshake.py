@@ -72,6 +72,8 @@ class Handshake(Outbound):
         self.session: Session | None = None
         self.connect: Connect | None = None  # kept until the CONNECT is answered
         self.auth_method: str | None = None
+        self.valid_until: float = 0.0  # when the credentials expire; 0.0 = never
+        self.guest: object = None  # what the hooks know the client by
         self.wants_reasons: bool = True  # Request Problem Information
         self._reauthenticating: bool = False
         self._auth_data: bytes | None = None
@@ -114,6 +116,17 @@ class Handshake(Outbound):
         except ProtocolError as error:
             self.fail(error, now)
         self.run(now)
+
+    def whose(self) -> str:
+        return self.client_id
+
+    def go_on(self, now: float) -> None:
+        """What was awaited has come: act on what is here, and have the shell read on."""
+        self.suspended = False
+        self.run(now)
+        if not self.dirty:
+            self.dirty = True
+            self.dirty_list.append(self)
 
     def on_early(self, first: int, data: bytes, pos: int, end: int, now: float) -> None:
         """A packet before the CONNECT was accepted."""
@@ -182,9 +195,13 @@ class Handshake(Outbound):
     def _decided(self, connect: Connect, verdict: Verdict, now: float) -> None:
         if not verdict.allowed:
             raise ProtocolError(verdict.code, "MQTT-3.1.4-2", verdict.reason)
-        self._admit(connect, verdict.username or self.identity or connect.username, now)
+        check_connect(connect, self.router.settings.max_topic_levels)  # hooks may have changed it
+        owner = verdict.username or self.identity or connect.username
+        self._admit(connect, owner, now, verdict)
 
-    def _admit(self, connect: Connect, owner: str | None, now: float) -> None:
+    def _admit(
+        self, connect: Connect, owner: str | None, now: float, verdict: Verdict | None = None
+    ) -> None:
         """Authentication succeeded: only now may anything of the session change."""
         self.username = owner
         settings = self.router.settings
@@ -201,10 +218,13 @@ class Handshake(Outbound):
             raise ProtocolError(
                 spec.NOT_AUTHORIZED, "", "the client identifier belongs to another user"
             )
+        if verdict is not None:
+            self._apply(verdict, session, now)
         self.session = session
         self.state = OPEN  # [MQTT-3.2.0-2] from here errors are a DISCONNECT
         self.counters.admit()
-        self.router.note("connect", self.client_id, self.peer, describe(connect, session.resumed))
+        how = describe(connect, session.resumed)
+        self.router.note("connect", self.client_id, self.peer, how, owner)
         self.connect = None
         self._framer.max_packet_size = settings.max_packet_size
         if self.version >= 5:
@@ -215,7 +235,9 @@ class Handshake(Outbound):
             self._receive_maximum = settings.receive_maximum
         else:
             self._receive_maximum = 65535
-        if self.max_send == 0 and not self.aliases_allowed:
+        hooks = self.context.hooks
+        self.guarded = hooks.receive is not None or hooks.deliver is not None
+        if self.max_send == 0 and not self.aliases_allowed and hooks.deliver is None:
             self.lane = 5 if self.version >= 5 else 4
         limit = properties.receive_maximum or 65535
         if limit > settings.max_inflight:
@@ -247,9 +269,16 @@ class Handshake(Outbound):
             self.suspended = False
             self.run(now)
 
+    def _apply(self, verdict: Verdict, session: Session, now: float) -> None:
+        """What else the deciders said about the client."""
+        self.guest = session.guest = verdict.guest
+        self.valid_until = now + verdict.valid_s if verdict.valid_s else 0.0
+        for topic_filter in verdict.revoked or ():
+            self.router.unsubscribe(session, topic_filter)
+
     def refuse(self, code: int, reason: str) -> None:
         """Answer a CONNECT with an error and close. [MQTT-3.1.4-2] [MQTT-3.14.0-1]"""
-        self.router.note("refused", self.client_id, self.peer, reason)
+        self.router.note("refused", self.client_id, self.peer, reason, self.username)
         self.state = CLOSED
         if code not in spec.REASONS[spec.CONNACK]:
             code = spec.UNSPECIFIED_ERROR  # [MQTT-3.2.2-8] whatever a decider came up with
@@ -295,6 +324,8 @@ class Handshake(Outbound):
             return
         if self.state == OPEN:
             self._reauthenticating = False
+            valid_s = step.verdict.valid_s
+            self.valid_until = now + valid_s if valid_s else 0.0
             if step.username is not None and step.username != self.username:
                 raise ProtocolError(spec.NOT_AUTHORIZED, "MQTT-4.12.1-2", "another user")
             self.send(encode.encode_auth(Auth(spec.SUCCESS, properties), self.version))
@@ -302,7 +333,7 @@ class Handshake(Outbound):
         connect = self.connect
         assert connect is not None
         self._auth_data = step.data
-        self._admit(connect, step.username or self.identity or connect.username, now)
+        self._decided(connect, step.verdict, now)
 
     def _on_auth(self, auth: Auth, now: float) -> None:
         """AUTH during CONNECT, or the next step of a re-authentication."""

@@ -54,6 +54,7 @@ class Message:
         self.expires_at = expires_at
         self.origin = origin  # client id of the publisher, "" for the broker itself
         self.barrier: int = 0  # journal batch that must be durable before this is sent on
+        self.serial: int = 0  # in the record of decisions, 0 where there is none
         self.undurable: int = 0  # journalled deliveries neither committed nor settled yet
         self.holder: Holder | None = None  # whose acknowledgement waits for undurable == 0
         # The frame of the layout used last, around the packet identifier; see `use`.

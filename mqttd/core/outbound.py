@@ -19,14 +19,16 @@ from mqttd.core import counters as count
 from mqttd.core import encode
 from mqttd.core.counters import Counters
 from mqttd.core.journal import Journal
+from mqttd.core.link import Link
 from mqttd.core.message import Message
 from mqttd.core.packets import Puback, Pubrel
-from mqttd.core.session import Context, Link
+from mqttd.core.session import Context
 from mqttd.core.wire import packet_id_bytes
 
 _PUBREL: Final = b"\x62\x02"
 _PUBACK_TYPE: Final = 0x40
 _HELD_COST: Final = 256  # bytes of memory for an acknowledgement that is held, roughly
+MAX_REMEMBERED: Final = 4096  # verdicts of one connection and kind; then it is asked anew
 _ALIAS_KEY: Final = 512  # longer topics are not watched: that would cost memory, not save it
 _ALIAS_SIZE: Final = 3  # bytes of the property: a shorter topic is cheaper than its alias
 _ALIAS_CANDIDATES: Final = 1024  # topics watched for becoming hot; then the count starts anew
@@ -65,6 +67,7 @@ class Outbound(Link):
         self._out: list[bytes] = []
         self._out_size: int = 0
         self._held: deque[Held] | None = None
+        self._receivable: dict[bytes, bool] | None = None  # by topic, as the hooks have said
         self._alias_max: int = 0
         self._aliases: dict[bytes, int] | None = None
         self._alias_seen: dict[bytes, int] | None = None
@@ -162,6 +165,11 @@ class Outbound(Link):
         now: float,
     ) -> bool:
         version = self.version
+        if self.guarded:
+            found = self._screen(message, qos)
+            if found is None:
+                return False
+            message = found
         if dup or (
             version >= 5 and (identifiers or message.expires_at or self._aliases is not None)
         ):
@@ -179,7 +187,7 @@ class Outbound(Link):
             tail = message.tail
             size += 2 + len(tail)
             if self.max_send and size > self.max_send:
-                self.counters.drop(count.DROP_TOO_LARGE)
+                self._lost(count.DROP_TOO_LARGE, message)
                 return False
             out = self._out
             out.append(head)
@@ -191,7 +199,7 @@ class Outbound(Link):
                 self.counters.publish_sent_qos2 += 1
         else:
             if self.max_send and size > self.max_send:
-                self.counters.drop(count.DROP_TOO_LARGE)
+                self._lost(count.DROP_TOO_LARGE, message)
                 return False
             self._out.append(head)
         self._out_size += size
@@ -245,7 +253,7 @@ class Outbound(Link):
             fresh = False
             frame = message.encode_once(self.version, first, key, number, 0, identifiers, now)
         if self.max_send and len(frame) > self.max_send:  # [MQTT-3.1.2-24]
-            self.counters.drop(count.DROP_TOO_LARGE)
+            self._lost(count.DROP_TOO_LARGE, message)
             return False
         if fresh and aliases is not None:
             aliases[key] = alias
@@ -261,6 +269,56 @@ class Outbound(Link):
             self.dirty = True
             self.dirty_list.append(self)
         return True
+
+    def _lost(self, reason: str, message: Message) -> None:
+        """A message that this client does not get."""
+        self.context.drop(reason, self.whose(), message)
+
+    def whose(self) -> str:
+        """The client id, for the record of decisions; "" before there is one."""
+        return ""
+
+    # Hooks.
+
+    def _screen(self, message: Message, qos: int) -> Message | None:
+        """What may be sent of a message, to a client that hooks guard; None for nothing of it."""
+        if not self.may_receive(message.topic, message.key):
+            self._lost(count.DROP_NOT_AUTHORIZED, message)
+            return None
+        deliver = self.context.hooks.deliver
+        if deliver is None:
+            return message
+        try:
+            changed = deliver(self, message, qos)
+        except Exception:  # fail closed
+            self.counters.hook_failures += 1
+            changed = None
+        if changed is None:
+            self._lost(count.DROP_BY_PLUGIN, message)
+        return changed
+
+    def may_receive(self, topic: str, key: bytes) -> bool:
+        known = self._receivable
+        if known is None:
+            known = self._receivable = {}
+        allowed = known.get(key)
+        if allowed is None:
+            receive = self.context.hooks.receive
+            if receive is None:
+                return True
+            try:
+                allowed = receive(self, topic)
+            except Exception:  # fail closed
+                self.counters.hook_failures += 1
+                return False
+            if len(known) >= MAX_REMEMBERED:
+                known.clear()
+            known[key] = allowed
+        return allowed
+
+    def forget_decisions(self) -> None:
+        """What the hooks said is no longer true."""
+        self._receivable = None
 
     def allow_aliases(self, maximum: int) -> None:
         """The client takes topic aliases 1 to `maximum`. [MQTT-3.3.2-11]"""

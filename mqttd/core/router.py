@@ -13,7 +13,7 @@ number of the journal batch to wait for (0: none).
 from collections.abc import Callable
 from typing import Final
 
-from mqttd.core.auth import Hooks
+from mqttd.core import watch
 from mqttd.core.counters import Counters
 from mqttd.core.decode import PublishFields
 from mqttd.core.journal import Journal
@@ -27,6 +27,12 @@ from mqttd.core.tables import Tables
 from mqttd.core.trie import Matched, Trie
 
 MAX_EVENTS: Final = 10000
+_WATCHED: Final[dict[str, int]] = {
+    "connect": watch.CONNECTED,
+    "disconnect": watch.DISCONNECTED,
+    "refused": watch.REFUSED,
+    "session_expired": watch.EXPIRED,
+}
 
 
 class ListenerInfo:
@@ -59,17 +65,30 @@ class Router:
         self.trie = Trie(settings.max_topic_levels)
         self.retained = Retained()
         self.tables = Tables(self.journal)
-        self.hooks = Hooks()
+        self.hooks = self.context.hooks
         self.fields = PublishFields()  # of the PUBLISH that is being read
         self.dirty: list[Outbound] = []
         self.events: list[Event] = []
         self.new_client_id: Callable[[], str] = self.count_client_id
         self._assigned: int = 0
 
-    def note(self, kind: str, client_id: str, peer: str, reason: str) -> None:
+    def note(
+        self, kind: str, client_id: str, peer: str, reason: str, username: str | None = None
+    ) -> None:
         """Leave a line for the log; the shell drains `events` every tick."""
         if len(self.events) < MAX_EVENTS:
             self.events.append(Event(kind, client_id, peer, reason))
+        watched = _WATCHED.get(kind, -1)
+        if watched >= 0:
+            self.tell(watched, client_id, peer, reason, username)
+
+    def tell(
+        self, kind: int, client_id: str, peer: str, reason: str, username: str | None = None
+    ) -> None:
+        """Tell the record of decisions, and observers, about a client or its session."""
+        watcher = self.context.watcher
+        if watcher is not None:
+            watcher.note(kind, client_id, peer, "", 0, 0, reason, username)
 
     def count_client_id(self) -> str:
         self._assigned += 1
@@ -106,6 +125,10 @@ class Router:
     def storable(self, message: Message, matched: Matched) -> bool:
         """Whether the store would have to keep something of the message."""
         raise AssertionError("a Router has to override storable")
+
+    def publish(self, message: Message, now: float, origin: Session | None = None) -> int:
+        """Publish on behalf of the broker, or of a session (a will); returns who matched."""
+        raise AssertionError("a Router has to override publish")
 
     def retain(self, message: Message) -> int:
         """Store or clear the retained message of a topic; returns the barrier."""

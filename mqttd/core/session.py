@@ -20,57 +20,24 @@ from collections import deque
 from typing import Final
 
 from mqttd.core import counters as count
+from mqttd.core import watch
+from mqttd.core.auth import Hooks
 from mqttd.core.counters import Counters
 from mqttd.core.inflight import QUEUED, RELEASED, SENT, SETTLED, Delivery, Window
 from mqttd.core.journal import DELIVERY_FORGET, Journal
+from mqttd.core.link import Link
 from mqttd.core.message import Holder, Message
 from mqttd.core.packets import Will
 from mqttd.core.queue import Queue
 from mqttd.core.retained import Cursor
 from mqttd.core.settings import DROP_OLDEST, Settings
 from mqttd.core.trie import SharedGroup, Subscriber, Subscription
+from mqttd.core.watch import Watcher
 
 # A retained replay visits this many tree nodes a turn and stops once this much waits to be written.
 _REPLAY_STEPS: Final = 64
 _REPLAY_TURN: Final = 512
 _REPLAY_BACKLOG: Final = 262144
-
-
-class Link(Holder):
-    """What a session asks of its connection. `Connection` is the one implementation."""
-
-    def __init__(self) -> None:
-        self.version: int = 4  # protocol level: 3, 4 or 5
-        self.established: bool = False  # CONNACK has left
-        self.writable: bool = False  # established, and the transport takes bytes
-        # 4 or 5 where a frame of that version may be passed on as it is, 0 where every PUBLISH has
-        # to be made for this client (topic aliases, a limit on the packet size).
-        self.lane: int = 0
-
-    def send_publish(
-        self,
-        message: Message,
-        qos: int,
-        retain: bool,
-        packet_id: int,
-        dup: bool,
-        identifiers: bytes,
-        now: float,
-    ) -> bool:
-        """Queue a PUBLISH for writing; False when it is larger than the client accepts."""
-        raise AssertionError("a Link has to override send_publish")
-
-    def send_frame(self, frame: bytes) -> None:
-        """Queue a QoS 0 PUBLISH of this connection's `lane` as it came."""
-        raise AssertionError("a Link has to override send_frame")
-
-    def send_pubrel(self, packet_id: int, reason: int, barrier: int) -> None:
-        """Queue a PUBREL, behind `barrier` and the acknowledgements already held."""
-        raise AssertionError("a Link has to override send_pubrel")
-
-    def backlog(self) -> int:
-        """Bytes that wait to be written."""
-        raise AssertionError("a Link has to override backlog")
 
 
 class PageRequest:
@@ -90,6 +57,8 @@ class Context:
         self.settings = settings
         self.counters = counters
         self.journal = journal
+        self.hooks = Hooks()
+        self.watcher: Watcher | None = None
         self.now: float = 0.0  # of the last commit: who is released by it has no other clock
         self.runnable: deque[Session] = deque()  # sessions with a replay that can go on
         self.holding: dict[Holder, None] = {}  # connections that hold acknowledgements back
@@ -99,6 +68,24 @@ class Context:
         self.waiting_groups: dict[SharedGroup, None] = {}  # with a message behind a barrier
         self.requests: list[PageRequest] = []  # for the store to serve
         self.tails: dict[int, Queue] = {}  # queues with a tail, by the number of the owner
+
+    def drop(self, reason: str, client_id: str, message: Message) -> None:
+        """Count a message that ends here for one receiver, and why."""
+        self.counters.drop(reason)
+        if self.watcher is not None:
+            self.watcher.outcome(watch.DROPPED, client_id, message, reason)
+
+    def delivered(self, client_id: str, message: Message) -> None:
+        """Count a message that one receiver has got."""
+        self.counters.delivered += 1
+        watcher = self.watcher
+        if watcher is not None and watcher.wants >> watch.DELIVERED & 1:
+            watcher.outcome(watch.DELIVERED, client_id, message, "")
+
+    def trace(self, kind: int, client_id: str, message: Message) -> None:
+        """Write down what became of a message for one receiver."""
+        if self.watcher is not None:
+            self.watcher.outcome(kind, client_id, message, "")
 
     def want_page(self, queue: Queue, session: "Session | None", group: SharedGroup | None) -> None:
         """Ask the store for what comes next in a queue's tail."""
@@ -145,6 +132,7 @@ class Session(Subscriber):
     def __init__(self, client_id: str, owner: str | None, context: Context) -> None:
         super().__init__(client_id)
         self.owner = owner  # the user that made it; None for anonymous
+        self.guest: object = None  # what the hooks know its last connection by
         self.context = context
         self.number: int = context.journal.new_number()  # owner of its deliveries in the store
         self.link: Link | None = None
@@ -190,13 +178,14 @@ class Session(Subscriber):
             queueing = self.durable and self.context.settings.queue_qos0 and not journal.refusing
             if link is None or not link.established:
                 if not queueing:
-                    self.context.counters.drop(count.DROP_OFFLINE_QOS0)
+                    self.context.drop(count.DROP_OFFLINE_QOS0, self.client_id, message)
                     return
             elif message.barrier <= journal.committed and not (queueing and self.queue is not None):
                 if not link.writable:
                     self._deliver_late(link, message, retain, identifiers, now)
                 elif link.send_publish(message, 0, retain, 0, False, identifiers, now):
-                    self.context.counters.delivered += 1  # [MQTT-4.3.1-1] neither QoS nor DUP
+                    # [MQTT-4.3.1-1] neither QoS nor DUP
+                    self.context.delivered(self.client_id, message)
                 return
         delivery = Delivery(message, qos, retain, identifiers, None)
         if qos and self.durable:
@@ -222,11 +211,10 @@ class Session(Subscriber):
         self, link: Link, message: Message, retain: bool, identifiers: bytes, now: float
     ) -> None:
         """QoS 0 for a reader that lags: buffered up to a bound, then dropped and counted."""
-        counters = self.context.counters
         if link.backlog() >= self.context.settings.write_buffer:
-            counters.drop(count.DROP_SLOW_READER)
+            self.context.drop(count.DROP_SLOW_READER, self.client_id, message)
         elif link.send_publish(message, 0, retain, 0, False, identifiers, now):
-            counters.delivered += 1
+            self.context.delivered(self.client_id, message)
 
     def room(self) -> int:
         """How many more QoS > 0 messages this connection may carry now. [MQTT-3.3.4-9]"""
@@ -262,14 +250,16 @@ class Session(Subscriber):
             queue.append(delivery)
             if delivery.barrier > context.journal.committed:
                 self._await_commit()
+            context.trace(watch.QUEUED, self.client_id, delivery.message)
             return
         context.leave(queue, delivery)
+        context.trace(watch.QUEUED, self.client_id, delivery.message)
         if self.link is not None and queue.low():
             context.want_page(queue, self, None)
 
     def discard(self, delivery: Delivery, reason: str) -> None:
         """End a delivery unsent, counted by reason."""
-        self.context.counters.drop(reason)
+        self.context.drop(reason, self.client_id, delivery.message)
         self._settle(delivery)
 
     def adopt(self, delivery: Delivery, now: float) -> None:
@@ -283,7 +273,7 @@ class Session(Subscriber):
             if link.send_publish(
                 delivery.message, 0, delivery.retain, 0, False, delivery.identifiers, now
             ):
-                self.context.counters.delivered += 1
+                self.context.delivered(self.client_id, delivery.message)
             return
         if self.durable and not delivery.journalled:
             barrier = self.context.journal.add(self.number, delivery)
@@ -297,7 +287,7 @@ class Session(Subscriber):
             if link.send_publish(
                 delivery.message, 0, delivery.retain, 0, False, delivery.identifiers, now
             ):
-                self.context.counters.delivered += 1
+                self.context.delivered(self.client_id, delivery.message)
             if delivery.journalled:
                 self._settle(delivery)
             return
@@ -393,9 +383,9 @@ class Session(Subscriber):
         if self.quota < self.quota_max:
             self.quota += 1
         if reason >= 0x80:  # [MQTT-4.8.2-6] ended for all of a group
-            self.context.counters.drop(count.DROP_REFUSED)
+            self.context.drop(count.DROP_REFUSED, self.client_id, delivery.message)
         else:
-            self.context.counters.delivered += 1
+            self.context.delivered(self.client_id, delivery.message)
         self._settle(delivery)
         if (
             self.queue is not None
@@ -470,6 +460,7 @@ class Session(Subscriber):
                 # [MQTT-3.3.2-5] expired before its delivery began.
                 self.discard(delivery, count.DROP_EXPIRED)
                 continue
+            self.context.trace(watch.SENT, self.client_id, delivery.message)
             self._transmit(link, delivery, now)
         if queue.tail or queue.coming:
             if queue.low():
@@ -588,8 +579,7 @@ class Session(Subscriber):
             return
         if subscription.no_local and message.origin == self.client_id:
             return  # [MQTT-3.8.3-3]
-        counters = self.context.counters
-        counters.matched += 1
+        self.context.counters.matched += 1
         qos = message.qos if message.qos < subscription.qos else subscription.qos
         if qos or message.barrier > self.context.journal.committed:
             self.deliver(message, qos, True, identifiers, now)
@@ -597,4 +587,4 @@ class Session(Subscriber):
         # Not `deliver`: a replay paces itself and is never cut short by a full buffer.
         link = self.link
         if link is not None and link.send_publish(message, 0, True, 0, False, identifiers, now):
-            counters.delivered += 1
+            self.context.delivered(self.client_id, message)

@@ -12,6 +12,7 @@ session's.
 
 from mqttd.core import counters as count
 from mqttd.core import journal as kinds
+from mqttd.core import watch
 from mqttd.core.inflight import Delivery
 from mqttd.core.message import Message
 from mqttd.core.queue import Queue
@@ -32,9 +33,9 @@ def distribute(group: SharedGroup, message: Message, now: float, context: Contex
     counters = context.counters
     counters.matched += 1
     if message.qos == 0 and message.barrier <= context.journal.committed:
-        member = _next_member(group, False)
+        member = _next_member(group, message, False)
         if member is None:
-            counters.drop(count.DROP_NO_MEMBER)
+            context.drop(count.DROP_NO_MEMBER, _name(group), message)
             return
         session = member.subscriber
         assert isinstance(session, Session)
@@ -43,9 +44,12 @@ def distribute(group: SharedGroup, message: Message, now: float, context: Contex
         return
     delivery = Delivery(message, message.qos, False, b"", group)
     if message.barrier <= context.journal.committed and group.queue is None:
-        member = _next_member(group, True)
+        member = _next_member(group, message, True)
         if member is not None:
             _assign(group, member, delivery, now)
+            return
+        if _nobody_may(group, message):
+            context.drop(count.DROP_NOT_AUTHORIZED, _name(group), message)
             return
     _keep(group, delivery, now, context)
     if message.barrier > context.journal.committed:
@@ -69,8 +73,12 @@ def pull(group: SharedGroup, now: float, context: Context) -> None:
             queue.pop()
             _drop(group, delivery, count.DROP_EXPIRED, context)
             continue
-        member = _next_member(group, True)
+        member = _next_member(group, delivery.message, True)
         if member is None:
+            if _nobody_may(group, delivery.message):
+                queue.pop()
+                _drop(group, delivery, count.DROP_NOT_AUTHORIZED, context)
+                continue
             return
         queue.pop()
         _assign(group, member, delivery, now)
@@ -88,7 +96,7 @@ def give_back(orphans: list[Delivery], context: Context) -> None:
         group = delivery.group
         assert group is not None
         if not group.members:
-            context.counters.drop(count.DROP_SESSION_ENDED)
+            context.drop(count.DROP_SESSION_ENDED, _name(group), delivery.message)
             continue
         durable = is_durable(group)
         queue = _opened_queue(group, durable, context)
@@ -125,8 +133,8 @@ def _anybody(group: SharedGroup) -> bool:
     return False
 
 
-def _next_member(group: SharedGroup, acknowledged: bool) -> Subscription | None:
-    """Round robin over the members that are connected and have room."""
+def _next_member(group: SharedGroup, message: Message, acknowledged: bool) -> Subscription | None:
+    """Round robin over the members that are connected, have room, and may have the message."""
     members = group.members
     size = len(members)
     place = group.cursor
@@ -142,9 +150,30 @@ def _next_member(group: SharedGroup, acknowledged: bool) -> Subscription | None:
             continue
         if acknowledged and member.qos > 0 and session.room() <= 0:
             continue
+        if link.guarded and not link.may_receive(message.topic, message.key):
+            continue
         group.cursor = place
         return member
     return None
+
+
+def _nobody_may(group: SharedGroup, message: Message) -> bool:
+    """Members are connected, and none of them may have the message: it would wait for ever."""
+    asked = 0
+    for member in group.members:
+        session = member.subscriber
+        assert isinstance(session, Session)
+        link = session.link
+        if link is None or not link.established:
+            continue
+        if not link.guarded or link.may_receive(message.topic, message.key):
+            return False
+        asked += 1
+    return asked > 0
+
+
+def _name(group: SharedGroup) -> str:
+    return "$share/" + group.name + "/" + group.topic_filter
 
 
 def _assign(group: SharedGroup, member: Subscription, delivery: Delivery, now: float) -> None:
@@ -185,7 +214,7 @@ def _keep(group: SharedGroup, delivery: Delivery, now: float, context: Context) 
             _drop(group, first, count.DROP_EXPIRED, context)
         if len(queue) >= limit:
             if settings.queue_overflow != DROP_OLDEST:
-                context.counters.drop(count.DROP_QUEUE_FULL)
+                context.drop(count.DROP_QUEUE_FULL, _name(group), delivery.message)
                 return
             while len(queue) >= limit and (queue.head or queue.tail):
                 oldest = context.drop_oldest(queue)
@@ -198,6 +227,7 @@ def _keep(group: SharedGroup, delivery: Delivery, now: float, context: Context) 
     else:
         context.leave(queue, delivery)
     context.queued_groups[group] = None
+    context.trace(watch.QUEUED, _name(group), delivery.message)
 
 
 def _opened_queue(group: SharedGroup, durable: bool, context: Context) -> Queue:
@@ -230,7 +260,7 @@ def is_durable(group: SharedGroup) -> bool:
 
 
 def _drop(group: SharedGroup, delivery: Delivery, reason: str, context: Context) -> None:
-    context.counters.drop(reason)
+    context.drop(reason, _name(group), delivery.message)
     _settle(group, delivery, context)
 
 

@@ -167,6 +167,7 @@ class Matched:
         self.targets = targets
         self.groups = groups
         self.weight = weight
+        self.names: tuple[str, ...] | None = None  # of all of them, once somebody has asked
 
 
 class Node:

@@ -8,7 +8,7 @@ import pytest
 from mqttd.core import counters as count
 from mqttd.core import journal as j
 from mqttd.core import spec
-from mqttd.core.broker import INFINITY, Broker, Deadline
+from mqttd.core.broker import Broker
 from mqttd.core.encode import encode_packet
 from mqttd.core.message import will_message
 from mqttd.core.packets import (
@@ -21,6 +21,7 @@ from mqttd.core.packets import (
     Will,
 )
 from mqttd.core.queue import Queue
+from mqttd.core.registry import INFINITY, Deadline
 from mqttd.core.session import Session
 from mqttd.core.settings import NEVER
 from tests.core.rig import make_settings

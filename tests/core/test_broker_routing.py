@@ -5,7 +5,6 @@ import pytest
 from mqttd.core import counters as count
 from mqttd.core import journal as j
 from mqttd.core import spec
-from mqttd.core.broker import INFINITY
 from mqttd.core.packets import (
     Connack,
     Connect,
@@ -18,6 +17,7 @@ from mqttd.core.packets import (
     Unsubscribe,
     Will,
 )
+from mqttd.core.registry import INFINITY
 from mqttd.core.settings import NEVER
 from tests.core.rig import make_message, make_settings
 from tests.core.vectors import props

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from mqttd.core import counters as count
 from mqttd.core import journal as j
+from mqttd.core.link import Link
 from mqttd.core.packets import Puback, Publish
-from mqttd.core.session import Link, Session
+from mqttd.core.session import Session
 from mqttd.core.settings import DROP_NEWEST, DROP_OLDEST
 from tests.core.rig import (
     FRAME,
