@@ -1,0 +1,245 @@
+"""Who a client is, by its certificate.
+
+Owns: the plugin `cert_identity`: which certificates come in, the user name that they give, when
+they cease to count. What stands in a certificate or in a revocation list is `_certificates`.
+
+Must not know: TLS. The broker has verified that the certificate comes from an authority of the
+listener and is in its time; without one the plugin has no opinion.
+
+Invariants:
+- The name comes from the certificate alone, whatever the client claims.
+- A certificate that names nobody, isn't on a list of those allowed, or was revoked is a refusal:
+  other plugins aren't asked.
+- A list of revoked certificates that becomes bad while the broker runs changes nothing; one that
+  becomes good ends the connections of those who are on it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import field_validator, model_validator
+
+from mqttd.api import (
+    DISCONNECTED,
+    NOT_MINE,
+    REFUSED,
+    Allow,
+    BrokerServices,
+    Client,
+    Credentials,
+    Decision,
+    Deny,
+    Duration,
+    Event,
+    FilePath,
+    Plugin,
+    PluginConfig,
+    reason_codes,
+)
+from mqttd_plugins._files import FileWatch
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+    from mqttd_plugins._certificates import RevocationLists
+
+
+class Config(PluginConfig):
+    username_from: Literal["cn", "subject", "san_dns", "san_uri", "san_email", "fingerprint"] = "cn"
+    """Where in the certificate the user name stands."""
+    template: str = "{}"
+    """The shape of that value; what stands for `{}` is the user name."""
+    issuers: list[str] = []
+    """Distinguished names (RFC 4514) of those who may have signed it; empty: any authority."""
+    fingerprints: list[str] = []
+    """SHA-256 of the certificates that may come in, in hex; empty: any certificate."""
+    crl: list[FilePath] = []
+    """Lists of revoked certificates, PEM or DER; empty: revocation isn't checked."""
+    crl_ca: FilePath | None = None
+    """Authorities, PEM: each list has to be signed by one. Absent: the files are trusted."""
+    expired_crl: Literal["deny", "allow"] = "deny"
+    """What a list is worth when its time is over."""
+    client_id_must_match: bool = False
+    """The client id has to be the user name."""
+    disconnect_when_expired: bool = True
+    """A connection ends when its certificate does."""
+    check_interval: Duration = 2.0
+    """How often to look whether `crl` or `crl_ca` have changed; 0: only when told to reload."""
+
+    @field_validator("template")
+    @classmethod
+    def _one_place(cls, template: str) -> str:
+        if template.count("{}") != 1:
+            raise ValueError("expected one {}, where the user name stands, as in {}.example.com")
+        return template
+
+    @field_validator("fingerprints")
+    @classmethod
+    def _hex(cls, fingerprints: list[str]) -> list[str]:
+        plain = [text.replace(":", "").lower() for text in fingerprints]
+        for text in plain:
+            if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
+                raise ValueError("expected SHA-256 fingerprints: 64 hex digits, colons or none")
+        return plain
+
+    @model_validator(mode="after")
+    def _fit(self) -> Config:
+        if self.crl_ca is not None and not self.crl:
+            raise ValueError("crl_ca: expected crl beside it, the lists that are to be signed")
+        if self.check_interval and self.check_interval < 0.1:
+            raise ValueError("check_interval: expected 100ms or more, or 0 for never")
+        return self
+
+
+class _State:
+    """What a configuration and its files amount to."""
+
+    def __init__(self, config: Config, issuers: frozenset[x509.Name], lists: RevocationLists):
+        self.config = config
+        self.issuers = issuers
+        self.fingerprints = frozenset(config.fingerprints)
+        self.lists = lists
+
+
+class CertIdentity(Plugin[Config]):
+    """An authenticator that believes certificates."""
+
+    watches = frozenset({DISCONNECTED, REFUSED})
+
+    def __init__(
+        self, config: Config, broker: BrokerServices, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        super().__init__(config, broker)
+        self._wall_clock = wall_clock
+        self._state: _State | None = None
+        self._watch = self._watched(config)
+        self._here: dict[str, tuple[Client, x509.Certificate]] = {}  # by peer
+
+    async def start(self) -> None:
+        await self._watch.start()
+        self._install(await self.broker.run_blocking(_load, self.config))
+
+    async def stop(self) -> None:
+        self._watch.stop()
+
+    async def check(self) -> None:
+        await self.broker.run_blocking(_load, self.config)
+
+    async def reload(self, config: Config) -> None:
+        watch = self._watched(config)
+        await watch.start()
+        try:
+            state = await self.broker.run_blocking(_load, config)
+        except BaseException:
+            watch.stop()
+            raise
+        self._watch.stop()
+        self._watch = watch
+        self.config = config
+        self._install(state)
+
+    def authenticate(self, client: Client, credentials: Credentials) -> Decision:
+        der = client.certificate
+        if der is None:
+            return NOT_MINE
+        if self._state is None:
+            return Deny("cert_identity hasn't started")
+        from mqttd_plugins._certificates import Refused, name_of, parse_certificate
+
+        config = self._state.config
+        try:
+            certificate = parse_certificate(der)
+            self._admit(self._state, certificate, config.expired_crl == "allow")
+            name = name_of(certificate, config.username_from, config.template)
+        except Refused as error:
+            return self._refused(str(error))
+        except ValueError:
+            return self._refused("its certificate can't be read")
+        if config.client_id_must_match and client.client_id != name:
+            reason = "the client id isn't the name in its certificate"
+            return self._refused(reason, reason_codes.CLIENT_IDENTIFIER_NOT_VALID)
+        left_s = certificate.not_valid_after_utc.timestamp() - self._wall_clock()
+        if config.disconnect_when_expired and left_s <= 0:
+            return self._refused("its certificate has expired")
+        self._here[client.peer] = (client, certificate)
+        return Allow(
+            f"cert_identity: {config.username_from}",
+            username=name,
+            expires_in_s=left_s if config.disconnect_when_expired else None,
+        )
+
+    def observe(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._here.pop(event.peer, None)
+
+    def _refused(self, reason: str, code: int = reason_codes.NOT_AUTHORIZED) -> Deny:
+        self.broker.count("refused")
+        return Deny(reason, code)
+
+    def _admit(self, state: _State, certificate: x509.Certificate, expired_counts: bool) -> None:
+        """Raise Refused for one that may not come in."""
+        from mqttd_plugins._certificates import Refused, fingerprint_of
+
+        if state.issuers and certificate.issuer not in state.issuers:
+            raise Refused("its certificate comes from an issuer that isn't listed")
+        if state.fingerprints and fingerprint_of(certificate) not in state.fingerprints:
+            raise Refused("its certificate isn't listed")
+        state.lists.check(certificate, self._now(), expired_counts)
+
+    def _now(self) -> datetime.datetime:
+        return datetime.datetime.fromtimestamp(self._wall_clock(), datetime.UTC)
+
+    def _watched(self, config: Config) -> FileWatch:
+        paths = [*config.crl, config.crl_ca] if config.crl_ca is not None else config.crl
+        return FileWatch(self.broker, paths, config.check_interval, self._changed)
+
+    async def _changed(self) -> None:
+        try:
+            state = await self.broker.run_blocking(_load, self.config)
+        except (ValueError, OSError) as error:
+            self.broker.count("reload_failures")
+            self.broker.log.error("the old revocation lists stay in force: %s", error)
+            return
+        self._install(state)
+        self.broker.audit("crl_reloaded", revoked=len(state.lists))
+
+    def _install(self, state: _State) -> None:
+        """Put it in force, also for those who are here already.
+
+        They stay where only the time of a list is over: a forgotten renewal ends no connection.
+        """
+        from mqttd_plugins._certificates import Refused
+
+        self._state = state
+        self.broker.gauge("revoked", len(state.lists))
+        for issuer in state.lists.expired(self._now()):
+            self.broker.log.warning("the revocation list of %s has expired", ascii(issuer))
+        for client, certificate in list(self._here.values()):
+            try:
+                self._admit(state, certificate, expired_counts=True)
+            except Refused as error:
+                self.broker.count("kicked")
+                self.broker.kick(client.client_id, str(error), reason_codes.NOT_AUTHORIZED)
+
+
+def _load(config: Config) -> _State:
+    """Read what the configuration names. ValueError, OSError: it is no good, and why."""
+    try:
+        from mqttd_plugins._certificates import load_lists, parse_name
+    except ImportError:
+        raise RuntimeError(
+            'cert_identity needs the package cryptography: pip install "mqttd[tls]"'
+        ) from None
+    issuers = set()
+    for text in config.issuers:
+        try:
+            issuers.add(parse_name(text))
+        except ValueError:
+            raise ValueError(
+                f"issuers: {text!a} is no distinguished name, expected one as CN=our-ca,O=us"
+            ) from None
+    return _State(config, frozenset(issuers), load_lists(config.crl, config.crl_ca))
