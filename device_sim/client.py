@@ -124,6 +124,7 @@ class Client:
         self.error = ""
         self.out = bytearray()
         self.events.clear()
+        self.receive_maximum = MAX_PACKET_ID
         self._tail = bytearray()
 
     def subscribe(self, filters: list[Filter]) -> int:

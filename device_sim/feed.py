@@ -24,6 +24,7 @@ from device_sim.client import CONNECTED, LANE_BITS, Client
 from device_sim.payload import HEADER_SIZE, LAYOUT, MAGIC, MAX_LAG_US, Template
 from device_sim.publisher import BATCH_BYTES, Publisher
 from device_sim.tracks import Sender
+from mqttd.core import spec
 
 MAX_BACKLOG: Final = 10_000
 """Messages of a feed that are due and not sent; what becomes due beyond is held back for good."""
@@ -64,12 +65,19 @@ def with_length(size: int) -> bytearray:
     return out
 
 
+def correlation_data(data: bytes) -> bytes:
+    """The property as it stands on the wire."""
+    size = len(data)
+    return bytes((spec.CORRELATION_DATA, size >> 8, size & 0xFF)) + data
+
+
 class Feed(Publisher):
     """One device's messages of one entry.
 
     `lane` is the place of the sender among the client's. `draw` is not asked when there are
-    `templates`. A `correlated` feed numbers its messages in Correlation Data and has one of them
-    open at a time, until the caller sets `open_request` to -1.
+    `templates`. A feed of requests (`asks`) numbers its messages in Correlation Data and has one of
+    them open at a time, until the caller sets `open_request` to -1. One of responses has the
+    Correlation Data of each in `correlations`, beside `dues`.
     """
 
     def __init__(
@@ -91,8 +99,10 @@ class Feed(Publisher):
         """Messages each time that something is due: the pieces of a file."""
         self.keep = False
         """What becomes due without a connection is sent afterwards."""
-        self.correlated = False
+        self.asks = False
         self.open_request = -1
+        self.opened_ns = 0
+        self.correlations: deque[bytes] = deque()
         self.due = 0
         self.most_due = NEVER
         self.skipped = 0
@@ -115,13 +125,22 @@ class Feed(Publisher):
                 self.dues.append(at_ns)
         return True
 
+    def reply(self, at_ns: int, correlation: bytes) -> None:
+        """A response is due."""
+        if len(self.dues) >= MAX_BACKLOG:
+            self.held_back += 1
+        else:
+            self.dues.append(at_ns)
+            self.correlations.append(correlation)
+
     def interrupted(self) -> None:
         """The connection ended."""
-        self.open_request = -1
         self.more = False
+        self.sender.interrupted()
         if not self.keep:
             self.skipped += len(self.dues)
             self.dues.clear()
+            self.correlations.clear()
 
     def allowance(self) -> int:
         """How many messages may be sent now."""
@@ -134,7 +153,7 @@ class Feed(Publisher):
             allowed = min(allowed, window - client.in_flight())
         elif not self.paced and self.fan:
             allowed = min(allowed, self.window - self.outstanding())
-        if self.correlated:
+        if self.asks:
             allowed = min(allowed, 1)
         return allowed
 
@@ -184,8 +203,9 @@ class Feed(Publisher):
             self._frame(out, packet_id, number, intended_ns, lag_us, body)
         if packet_id and client.keeps_frames:
             client.frames[packet_id] = bytes(out[begun:])
-        if self.correlated:
+        if self.asks:
             self.open_request = number
+            self.opened_ns = intended_ns + lag_us * 1000
         sender.sent = number + 1
 
     def _packet_id(self, number: int) -> int:
@@ -211,14 +231,13 @@ class Feed(Publisher):
             head.append(packet_id >> 8)
             head.append(packet_id & 0xFF)
         if layout.version5:
-            size = len(layout.properties)
-            if self.correlated:
-                head += with_length(size + 11)
-                head += b"\x09\x00\x08"
-                head += _NUMBER.pack(number)
-            else:
-                head += with_length(size)
-            head += layout.properties
+            properties = layout.properties
+            if self.asks:
+                properties = correlation_data(_NUMBER.pack(number)) + properties
+            elif self.correlations:
+                properties = correlation_data(self.correlations.popleft()) + properties
+            head += with_length(len(properties))
+            head += properties
         covered = _COVERED.pack(
             MAGIC,
             LAYOUT << 4 | sender.qos,

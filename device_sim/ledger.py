@@ -116,7 +116,8 @@ class Watcher:
         ledger.received += 1
         track = self.tracks.get(topic)
         if track is None:
-            ledger.stray(FOREIGN_TOPIC)
+            if topic not in ledger.unverified:
+                ledger.stray(FOREIGN_TOPIC)
             return
         sender = track.sender
         if end - start < HEADER_SIZE:
@@ -182,7 +183,8 @@ class Ledger:
     """All senders and watchers of a run.
 
     `paced` says that messages have intended send times that differ from the actual ones;
-    `ready` collects the senders whose messages arrived since the caller last emptied it.
+    `ready` collects the senders whose messages arrived since the caller last emptied it;
+    `unverified` are topics that may come to whom no track is kept for.
     """
 
     def __init__(self, run: int, paced: bool) -> None:
@@ -193,6 +195,7 @@ class Ledger:
         self.watchers: list[Watcher] = []
         self.shares: list[Share] = []
         self.ready: list[Sender] = []
+        self.unverified: set[bytes] = set()
         self.strays: dict[str, int] = {}
         self.from_intended = Histogram()
         self.from_sent = Histogram()

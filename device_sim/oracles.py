@@ -128,6 +128,15 @@ class Wills:
         self.allowed.append(self.ended, self.ended + 1)
         self.ended += 1
 
+    def vanished(self) -> int:
+        """A connection ended, `decide` will say how; its number."""
+        self.ended += 1
+        return self.ended - 1
+
+    def decide(self, number: int, owed: bool) -> None:
+        """The will of a connection that vanished is owed, or may come."""
+        (self.owed if owed else self.allowed).add(number)
+
 
 class Session:
     """What one client identifier's next CONNACK has to say about its session."""

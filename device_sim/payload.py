@@ -75,16 +75,24 @@ def padding(run: int, size: int) -> bytes:
 
 def encode(header: Header, size: int) -> bytes:
     """A whole payload of `size` bytes. The plain way; publishers patch a Template instead."""
-    covered = _COVERED.pack(
-        MAGIC,
-        LAYOUT << 4 | header.qos,
-        header.stream,
-        header.run,
-        header.publisher,
-        header.sequence,
-        header.intended_ns,
-        header.lag_us,
-    ) + padding(header.run, size)
+    return seal(header, padding(header.run, size))
+
+
+def seal(header: Header, body: bytes) -> bytes:
+    """A whole payload with `body` behind its header."""
+    covered = (
+        _COVERED.pack(
+            MAGIC,
+            LAYOUT << 4 | header.qos,
+            header.stream,
+            header.run,
+            header.publisher,
+            header.sequence,
+            header.intended_ns,
+            header.lag_us,
+        )
+        + body
+    )
     return _CRC.pack(zlib.crc32(covered)) + covered
 
 
