@@ -229,8 +229,10 @@ class Track:
         if cut:
             unknown = missing.size + missing.folded
         else:
-            excused = missing.intersection(self.excused or Ranges())
-            unknown = excused.size
+            free = self.excused or Ranges()
+            excused = missing.intersection(free)
+            # Which messages a folded hole had is forgotten: as many as can be are excused.
+            unknown = excused.size + min(missing.folded, free.below(missing.floor))
             answers = sender.unknown.get(self.stream)
             if answers is not None:
                 unknown += missing.common(answers) - excused.common(answers)
