@@ -44,8 +44,8 @@ class Tables:
     def set(self, table: str, key: str, value: bytes) -> int:
         """Add or replace a row; returns the barrier.
 
-        TypeError for a value that isn't bytes, ValueError for names and values that can't be
-        stored. Then nothing was changed.
+        TypeError where a name isn't str or the value isn't bytes, ValueError where one of them is
+        longer than a store takes or no valid Unicode. Then nothing was changed.
         """
         _check(table, key, value)
         if self.get(table, key) == value:

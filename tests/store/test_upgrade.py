@@ -1,7 +1,8 @@
 """A database of an older version becomes one of this version, and nothing in it is lost.
 
 `v1/` holds what kill -9 left of a broker of schema version 1: the file, and a log with commits that
-were not copied into it yet. It was made by that broker's own code, and is never made again.
+were not copied into it yet. It was made by that broker's own code, as of commit a56336a, and is
+never made again.
 """
 
 import contextlib
