@@ -66,8 +66,8 @@ class Verifier:
     def __init__(self, broker: BrokerServices, config: HashingConfig) -> None:
         self._broker = broker
         self._config = config
-        parallel = config.parallel or min(4, max(1, processors() // 2))
-        self._slots = asyncio.Semaphore(parallel)
+        self.parallel = config.parallel or min(4, max(1, processors() // 2))
+        self._slots = asyncio.Semaphore(self.parallel)
         self._waiting = 0
         self._key = secrets.token_bytes(_KEY_BYTES)
         self._right: OrderedDict[bytes, float] = OrderedDict()  # until when
