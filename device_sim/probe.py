@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from device_sim.connect import tls_context
-from device_sim.dialogue import Dialogue, Target, Unanswered
+from device_sim.inquiry import Inquiry, Target, Unanswered
 from device_sim.plan import Settings, UsageError
 from mqttd.core import spec
 from mqttd.core.packets import Connack, Connect, Filter, Publish, Will
@@ -70,20 +70,20 @@ class Probe:
         self.connack = Connack()
         self._run = os.urandom(4).hex()
         self._clients = 0
-        self._open: list[Dialogue] = []
+        self._open: list[Inquiry] = []
 
     async def look(self) -> list[Finding]:
         """Every finding; Unanswered when the broker accepts no version at all."""
         refusals: list[str] = []
         for name, version in VERSIONS:
             try:
-                dialogue = await self.connect(version)
+                inquiry = await self.connect(version)
             except Unanswered as answer:
                 refusals.append(str(answer))
                 self._found("versions", f"MQTT {name}", NO, str(answer))
             else:
                 self.version = version
-                self.connack = dialogue.connack
+                self.connack = inquiry.connack
                 self._found("versions", f"MQTT {name}", YES)
             await self._leave_all()
         if not self.version:
@@ -111,17 +111,17 @@ class Probe:
         clean: bool = True,
         will: Will | None = None,
         properties: Properties | None = None,
-    ) -> Dialogue:
+    ) -> Inquiry:
         """A new connection; all of them are ended after the trial."""
-        dialogue = Dialogue(self.target, version or self.version)
-        self._open.append(dialogue)
+        inquiry = Inquiry(self.target, version or self.version)
+        self._open.append(inquiry)
         name = self.client_id() if client_id is None else client_id
-        await dialogue.connect(
+        await inquiry.connect(
             Connect(
                 clean_start=clean, keep_alive=60, client_id=name, will=will, properties=properties
             )
         )
-        return dialogue
+        return inquiry
 
     async def _try(self, name: str, trial: Trial) -> None:
         try:
@@ -136,8 +136,8 @@ class Probe:
         await self._leave_all()
 
     async def _leave_all(self) -> None:
-        for dialogue in self._open:
-            await dialogue.leave()
+        for inquiry in self._open:
+            await inquiry.leave()
         self._open.clear()
 
     def _found(self, group: str, name: str, answer: str, detail: str = "") -> None:
@@ -166,11 +166,11 @@ class Probe:
 
 
 async def _round_trip(probe: Probe, qos: int) -> str:
-    dialogue = await probe.connect()
+    inquiry = await probe.connect()
     topic = probe.topic(f"qos{qos}")
-    await dialogue.subscribe([Filter(topic, qos)])
-    await dialogue.publish(Publish(topic, b"payload", qos))
-    message = await dialogue.message()
+    await inquiry.subscribe([Filter(topic, qos)])
+    await inquiry.publish(Publish(topic, b"payload", qos))
+    message = await inquiry.message()
     if message.payload != b"payload":
         return f"{NO}: the payload came back changed"
     return YES if message.qos == qos else f"{NO}: it was delivered at QoS {message.qos}"
@@ -189,29 +189,29 @@ async def _qos2(probe: Probe) -> str:
 
 
 async def _wildcards(probe: Probe) -> str:
-    dialogue = await probe.connect()
+    inquiry = await probe.connect()
     for topic_filter, topic in (("w/+/b", "w/a/b"), ("h/#", "h/a/b/c"), ("p/#", "p")):
-        await dialogue.subscribe([Filter(probe.topic(topic_filter))])
-        await dialogue.publish(Publish(probe.topic(topic), b""))
-        if (await dialogue.message()).topic != probe.topic(topic):
+        await inquiry.subscribe([Filter(probe.topic(topic_filter))])
+        await inquiry.publish(Publish(probe.topic(topic), b""))
+        if (await inquiry.message()).topic != probe.topic(topic):
             return f"{NO}: {topic_filter} brought another topic"
     return YES
 
 
 async def _retained(probe: Probe) -> str:
-    dialogue = await probe.connect()
+    inquiry = await probe.connect()
     topic, marker = probe.topic("retained"), probe.topic("marker")
     try:
-        await dialogue.publish(Publish(topic, b"kept", 1, True))
+        await inquiry.publish(Publish(topic, b"kept", 1, True))
         reader = await probe.connect()
         await reader.subscribe([Filter(topic, 1)])
         if not (await reader.message()).retain:
             return f"{NO}: it came without the retain flag"
     finally:
-        await dialogue.publish(Publish(topic, b"", 1, True))
+        await inquiry.publish(Publish(topic, b"", 1, True))
     later = await probe.connect()
     await later.subscribe([Filter(topic, 1), Filter(marker, 1)])
-    await dialogue.publish(Publish(marker, b"", 1))
+    await inquiry.publish(Publish(marker, b"", 1))
     return YES if (await later.message()).topic == marker else f"{NO}: it can't be cleared"
 
 
@@ -241,9 +241,9 @@ async def _longest_session(probe: Probe) -> str:
     name = probe.client_id()
     forever = Properties()
     forever.session_expiry_interval = 0xFFFFFFFF
-    dialogue = await probe.connect(client_id=name, clean=False, properties=forever)
-    granted = dialogue.connack.properties.session_expiry_interval
-    await dialogue.leave()
+    inquiry = await probe.connect(client_id=name, clean=False, properties=forever)
+    granted = inquiry.connack.properties.session_expiry_interval
+    await inquiry.leave()
     await probe.connect(client_id=name)
     if granted is None or granted == 0xFFFFFFFF:
         return "never expires"
@@ -276,61 +276,61 @@ async def _shared(probe: Probe) -> str:
 
 
 async def _identifiers(probe: Probe) -> str:
-    dialogue = await probe.connect()
+    inquiry = await probe.connect()
     topic = probe.topic("identifier")
-    await dialogue.subscribe([Filter(topic)], identifier=77)
-    await dialogue.publish(Publish(topic, b""))
-    found = (await dialogue.message()).subscription_ids
+    await inquiry.subscribe([Filter(topic)], identifier=77)
+    await inquiry.publish(Publish(topic, b""))
+    found = (await inquiry.message()).subscription_ids
     return YES if found == [77] else f"{NO}: the message carried {found or 'none'}"
 
 
 async def _alias_in(probe: Probe) -> str:
-    dialogue = await probe.connect()
-    if not dialogue.connack.properties.topic_alias_maximum:
+    inquiry = await probe.connect()
+    if not inquiry.connack.properties.topic_alias_maximum:
         return f"{NO}: Topic Alias Maximum is 0"
     topic = probe.topic("alias")
-    await dialogue.subscribe([Filter(topic)])
-    await dialogue.publish(Publish(topic, b"1", topic_alias=1))
-    await dialogue.publish(Publish("", b"2", topic_alias=1))
-    await dialogue.message()
-    return YES if (await dialogue.message()).topic == topic else f"{NO}: it went elsewhere"
+    await inquiry.subscribe([Filter(topic)])
+    await inquiry.publish(Publish(topic, b"1", topic_alias=1))
+    await inquiry.publish(Publish("", b"2", topic_alias=1))
+    await inquiry.message()
+    return YES if (await inquiry.message()).topic == topic else f"{NO}: it went elsewhere"
 
 
 async def _alias_out(probe: Probe) -> str:
     welcome = Properties()
     welcome.topic_alias_maximum = 10
-    dialogue = await probe.connect(properties=welcome)
+    inquiry = await probe.connect(properties=welcome)
     topic = probe.topic("alias")
-    await dialogue.subscribe([Filter(topic)])
+    await inquiry.subscribe([Filter(topic)])
     for _ in range(3):
-        await dialogue.publish(Publish(topic, b""))
-    aliases = [(await dialogue.message()).topic_alias for _ in range(3)]
+        await inquiry.publish(Publish(topic, b""))
+    aliases = [(await inquiry.message()).topic_alias for _ in range(3)]
     return YES if any(aliases) else f"{NO}: it sends full topics"
 
 
 async def _no_local(probe: Probe) -> str:
-    dialogue = await probe.connect()
+    inquiry = await probe.connect()
     mine, marker = probe.topic("mine"), probe.topic("marker")
-    await dialogue.subscribe([Filter(mine, no_local=True), Filter(marker)])
-    await dialogue.publish(Publish(mine, b""))
-    await dialogue.publish(Publish(marker, b""))
-    return YES if (await dialogue.message()).topic == marker else NO
+    await inquiry.subscribe([Filter(mine, no_local=True), Filter(marker)])
+    await inquiry.publish(Publish(mine, b""))
+    await inquiry.publish(Publish(marker, b""))
+    return YES if (await inquiry.message()).topic == marker else NO
 
 
 async def _as_published(probe: Probe) -> str:
-    dialogue = await probe.connect()
+    inquiry = await probe.connect()
     topic = probe.topic("as-published")
-    await dialogue.subscribe([Filter(topic, retain_as_published=True)])
-    await dialogue.publish(Publish(topic, b"", retain=True))
-    return YES if (await dialogue.message()).retain else NO
+    await inquiry.subscribe([Filter(topic, retain_as_published=True)])
+    await inquiry.publish(Publish(topic, b"", retain=True))
+    return YES if (await inquiry.message()).retain else NO
 
 
 async def _expiry(probe: Probe) -> str:
-    dialogue = await probe.connect()
+    inquiry = await probe.connect()
     topic = probe.topic("expiry")
-    await dialogue.subscribe([Filter(topic)])
-    await dialogue.publish(Publish(topic, b"", message_expiry=100))
-    left = (await dialogue.message()).message_expiry
+    await inquiry.subscribe([Filter(topic)])
+    await inquiry.publish(Publish(topic, b"", message_expiry=100))
+    left = (await inquiry.message()).message_expiry
     return YES if 0 <= left <= 100 else f"{NO}: the interval was not passed on"
 
 
@@ -341,18 +341,18 @@ async def _properties(probe: Probe) -> str:
     given.correlation_data = b"\x00\xff"
     given.content_type = "text/plain"
     properties = encode_forwardable(given)
-    dialogue = await probe.connect()
+    inquiry = await probe.connect()
     topic = probe.topic("properties")
-    await dialogue.subscribe([Filter(topic)])
-    await dialogue.publish(Publish(topic, b"", properties=properties))
+    await inquiry.subscribe([Filter(topic)])
+    await inquiry.publish(Publish(topic, b"", properties=properties))
     # The order of different properties is the broker's affair.
-    came = (await dialogue.message()).properties
+    came = (await inquiry.message()).properties
     return YES if sorted(came) == sorted(properties) else f"{NO}: they were not passed on unchanged"
 
 
 async def _no_name(probe: Probe) -> str:
-    dialogue = await probe.connect(client_id="")
-    name = dialogue.connack.properties.assigned_client_identifier
+    inquiry = await probe.connect(client_id="")
+    name = inquiry.connack.properties.assigned_client_identifier
     return f"{YES}: the broker said {name}" if name else YES
 
 
@@ -368,11 +368,11 @@ async def _payload(probe: Probe) -> str:
     why = ""
     topic = probe.topic("payload")
     while size <= LARGE:
-        dialogue = await probe.connect()
-        await dialogue.subscribe([Filter(topic, 1)])
+        inquiry = await probe.connect()
+        await inquiry.subscribe([Filter(topic, 1)])
         try:
-            await dialogue.publish(Publish(topic, bytes(size), 1))
-            if len((await dialogue.message()).payload) != size:
+            await inquiry.publish(Publish(topic, bytes(size), 1))
+            if len((await inquiry.message()).payload) != size:
                 break
         except Unanswered as answer:
             why = f": {size} bytes: {answer}"
@@ -385,11 +385,11 @@ async def _payload(probe: Probe) -> str:
 
 
 async def _levels(probe: Probe) -> str:
-    dialogue = await probe.connect()
+    inquiry = await probe.connect()
     topic = probe.topic("/".join(["l"] * DEEP))
-    await dialogue.subscribe([Filter(topic)])
-    await dialogue.publish(Publish(topic, b""))
-    return f"{YES}: {DEEP} and more" if (await dialogue.message()).topic == topic else NO
+    await inquiry.subscribe([Filter(topic)])
+    await inquiry.publish(Publish(topic, b""))
+    return f"{YES}: {DEEP} and more" if (await inquiry.message()).topic == topic else NO
 
 
 async def _flight(probe: Probe) -> str:
@@ -406,12 +406,12 @@ async def _flight(probe: Probe) -> str:
 
 
 async def _says(probe: Probe) -> str:
-    dialogue = await probe.connect()
-    await dialogue.subscribe([Filter("$SYS/broker/version")])
-    await dialogue.ping()
-    if not dialogue.messages:
+    inquiry = await probe.connect()
+    await inquiry.subscribe([Filter("$SYS/broker/version")])
+    await inquiry.ping()
+    if not inquiry.messages:
         return f"{NO}: no retained message on $SYS/broker/version"
-    text = dialogue.messages[0].payload.decode("utf-8", "replace")
+    text = inquiry.messages[0].payload.decode("utf-8", "replace")
     return f"{YES}: {text[:100]}"
 
 

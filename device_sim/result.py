@@ -348,6 +348,16 @@ class Result(Part):
         return result
 
 
+def json_schema() -> dict[str, Any]:
+    """The layout of the document, for validators and editors."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Result.model_json_schema(),
+        "title": SCHEMA,
+        "required": ["schema", "verdict", "totals"],
+    }
+
+
 def summary(histogram: Histogram) -> Summary:
     """Percentiles, mean and extremes of a histogram."""
     found: Summary = {"count": histogram.count, "mean": histogram.mean()}
