@@ -52,6 +52,7 @@ ARGON2_PASSES: Final = 2
 ARGON2_LANES: Final = 1
 PBKDF2_ITERATIONS: Final = 210_000
 _SALT_BYTES: Final = 16
+_PBKDF2_SALT_BYTES: Final = 12  # Mosquitto 2.0 takes no other
 _DIGEST_BYTES: Final = 32
 
 _MOST_MEMORY_KIB: Final = 1 << 20
@@ -195,10 +196,11 @@ def make(password: bytes, scheme: str = ARGON2ID, iterations: int = PBKDF2_ITERA
     """
     if not 0 < len(password) <= LONGEST_PASSWORD:
         raise ValueError(f"expected a password of 1 to {LONGEST_PASSWORD} bytes")
-    salt = secrets.token_bytes(_SALT_BYTES)
     if scheme == PBKDF2:
+        salt = secrets.token_bytes(_PBKDF2_SALT_BYTES)
         digest = hashlib.pbkdf2_hmac("sha512", password, salt, iterations, 64)
         return f"$7${iterations}${_b64(salt)}${_b64(digest)}"
+    salt = secrets.token_bytes(_SALT_BYTES)
     cost = (ARGON2_MEMORY_KIB, ARGON2_PASSES, ARGON2_LANES, 19)
     digest = _argon2id(password, salt, cost, _DIGEST_BYTES)
     bare = f"{_b64(salt).rstrip('=')}${_b64(digest).rstrip('=')}"

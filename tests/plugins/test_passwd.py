@@ -1,18 +1,25 @@
 """`mqttd passwd`: what it writes, what it leaves alone, what it says."""
 
+import getpass
 import io
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mqttd_plugins import _hashes, _scram_keys, _user_file, passwd
+
+from mqttd.core.encode import encode_packet
+from mqttd.core.packets import Connect
+from mqttd.core.properties import Properties
 
 CHEAP = ("-H", "sha512-pbkdf2", "-I", "1000")
 
@@ -303,3 +310,28 @@ def test_mosquitto_passwd_works_on_what_we_write(file: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
     assert users(file)["alice"].verify(b"secret")
     assert users(file)["bob"].verify(b"sesame")
+
+
+def connack(path: Path, user: str, password: str) -> int:
+    """The return code of an MQTT 3.1.1 broker behind a Unix socket."""
+    connect = Connect("MQTT", 4, True, 0, "c", None, user, password.encode(), Properties())
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(path))
+        client.sendall(encode_packet(connect, 4))
+        return client.recv(4)[3]
+
+
+@needs_mosquitto
+@pytest.mark.skipif(shutil.which("mosquitto") is None, reason="needs mosquitto")
+def test_mosquitto_lets_in_whom_we_write_down(tmp_path: Path, file: Path) -> None:
+    run(*CHEAP, "-c", "-b", file, "alice", "secret")
+    at, conf = tmp_path / "socket", tmp_path / "mosquitto.conf"
+    conf.write_text(f"user {getpass.getuser()}\nlistener 0 {at}\npassword_file {file}\n")
+    with subprocess.Popen(["mosquitto", "-c", conf], stderr=subprocess.DEVNULL) as broker:
+        try:
+            while not at.exists() and broker.poll() is None:
+                time.sleep(0.01)
+            assert [connack(at, "alice", word) for word in ("secret", "sesame")] == [0, 5]
+        finally:
+            broker.terminate()
