@@ -47,6 +47,7 @@ def second_look(scenario: Scenario) -> Iterator[Fault]:
         here: Loc = ("groups", index)
         if group.name in names:
             yield (*here, "name"), f"found {group.name!r} twice", "a name of its own", ""
+            sound = False
         names.add(group.name)
         if group.profile is not None and group.profile not in scenario.profiles:
             known = ", ".join(scenario.profiles) or "none"

@@ -28,11 +28,17 @@ from device_sim.shapes import (
     Time,
     parse_size,
     refuse,
+    size_schema,
 )
 
 Scalar = str | int | float | bool | None
 Digits = Annotated[int, Field(ge=0, le=15)]
-PayloadSize = Annotated[Size, Field(ge=HEADER_SIZE, le=LARGEST_PAYLOAD)]
+PayloadSize = Annotated[
+    int,
+    Field(ge=HEADER_SIZE, le=LARGEST_PAYLOAD),
+    BeforeValidator(parse_size),
+    size_schema(HEADER_SIZE),
+]
 _SCALARS: Final = ["string", "number", "boolean", "null"]
 
 

@@ -27,6 +27,8 @@ from device_sim.scenario import (
 )
 
 _RUN: Final = "0" * 8
+_ROUNDING: Final = 1e-9
+"""So that what is due exactly at the end isn't counted for a digit far behind the point."""
 
 
 @dataclass
@@ -285,7 +287,8 @@ def _due(entry: Paced, devices: int, seconds: float, factor: float, limit: int |
     total = 0.0
     for index in range(devices):
         phase = 0.0 if entry.together else index / devices
-        total += min(max(0, math.ceil(area / burst - phase)) * burst, most)
+        due = math.ceil(area / burst - phase - _ROUNDING)
+        total += min(max(0, due) * burst, most)
     return total
 
 

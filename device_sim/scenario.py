@@ -331,7 +331,8 @@ class Device(Node):
     respond: list[RespondEntry] = []
     sleep: Sleep | None = None
     flaky: Flaky | None = None
-    reconnect: Reconnect | None = Reconnect()
+    # Validated like one from a file, so that it shrinks with the scenario.
+    reconnect: Reconnect | None = Field(default={})  # type: ignore[assignment]
     """null: it stays away."""
     clock: Clock | None = None
     offline: Literal["skip", "keep"] = "skip"

@@ -120,16 +120,21 @@ _TIME_TEXT: Final = r"^(\d+(\.\d+)?(ms|s|m|h|d))+$"
 _TIME_SCHEMA: Final = WithJsonSchema(
     {"type": ["number", "string"], "minimum": 0, "pattern": _TIME_TEXT}
 )
-_SIZE_SCHEMA: Final = WithJsonSchema(
-    {"type": ["integer", "string"], "minimum": 0, "pattern": r"^\d+ ?([kKmMgG][iI]?)?[bB]$|^\d+$"}
-)
+
+
+def size_schema(minimum: int) -> WithJsonSchema:
+    """What a size looks like in the JSON Schema; it can't look into text."""
+    pattern = r"^\d+ ?([kKmMgG][iI]?)?[bB]$|^\d+$"
+    return WithJsonSchema({"type": ["integer", "string"], "minimum": minimum, "pattern": pattern})
+
+
 _RATE_SCHEMA: Final = WithJsonSchema({"type": "number", "exclusiveMinimum": 0})
 
 Time = Annotated[float, BeforeValidator(parse_duration), _TIME_SCHEMA]
 Span = Annotated[float, BeforeValidator(_span), _TIME_SCHEMA]
 Seconds = Annotated[int, BeforeValidator(_whole), _TIME_SCHEMA]
 Rate = Annotated[float, BeforeValidator(_rate), _RATE_SCHEMA]
-Size = Annotated[int, BeforeValidator(parse_size), _SIZE_SCHEMA]
+Size = Annotated[int, BeforeValidator(parse_size), size_schema(0)]
 Devices = Annotated[
     int,
     BeforeValidator(_devices),
