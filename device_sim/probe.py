@@ -27,6 +27,7 @@ from mqttd.core.properties import Properties, encode_forwardable
 SCHEMA: Final = "device_sim.probe/1"
 YES: Final = "yes"
 NO: Final = "no"
+PAYLOAD: Final = b"a payload that has to come back as it was"
 LARGE: Final = 1 << 20
 """The largest payload that is tried."""
 DEEP: Final = 128
@@ -169,9 +170,9 @@ async def _round_trip(probe: Probe, qos: int) -> str:
     inquiry = await probe.connect()
     topic = probe.topic(f"qos{qos}")
     await inquiry.subscribe([Filter(topic, qos)])
-    await inquiry.publish(Publish(topic, b"payload", qos))
+    await inquiry.publish(Publish(topic, PAYLOAD, qos))
     message = await inquiry.message()
-    if message.payload != b"payload":
+    if message.payload != PAYLOAD:
         return f"{NO}: the payload came back changed"
     return YES if message.qos == qos else f"{NO}: it was delivered at QoS {message.qos}"
 
