@@ -1,0 +1,280 @@
+"""`delayed`: a message to `$delayed/SECONDS/TOPIC` is published to TOPIC so many seconds later.
+
+Owns: what is accepted, the order in which it becomes due, and that it survives a restart: each
+message is a row of the plugin's table, and its publisher's acknowledgement waits until the row is
+durable. When it is due the row is deleted and the message published in one step, hence in one
+transaction; a crash before that transaction leaves the row, and the message goes out again.
+
+The broker has authorised the topic as it was sent. The inner topic is authorised here, when the
+message comes: when it is due its publisher may be gone.
+
+Must not know: subscribers, how the table is stored.
+
+Invariants: what is due at the same instant goes out in the order in which it came; what waits is
+bounded in number, in bytes, and for each client; the expiry interval of a message runs while it
+waits; a topic below "$" can't be the inner one, so nothing is delayed twice and nothing reaches
+what is the broker's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import re
+import time
+from collections import Counter
+from collections.abc import Awaitable, Mapping
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from mqttd.api import (
+    BrokerServices,
+    Client,
+    Deny,
+    Drop,
+    Duration,
+    Message,
+    Plugin,
+    PluginConfig,
+    ProtocolError,
+    Size,
+    Timer,
+    matches,
+    reason_codes,
+    validate_topic_filter,
+    validate_topic_name,
+)
+from mqttd_plugins._delayed_rows import Waiting, from_row, message_of, to_row
+
+PREFIX: Final = "$delayed"
+AT_ONCE: Final = 256
+"""Messages that are published before the outcome of the first is awaited."""
+RETRY_S: Final = 1.0
+LISTED: Final = 100
+
+_FORM: Final = re.compile(r"\$delayed/([0-9]{1,10})/(.+)", re.DOTALL)
+Count = Annotated[int, Field(ge=1)]
+
+
+class Config(PluginConfig):
+    max_delay: Duration = 7 * 86400.0
+    """The longest delay."""
+    max_messages: Count = 100_000
+    """Messages that wait at once."""
+    max_messages_per_client: Count = 10_000
+    """Of one publisher."""
+    max_bytes: Size = 64 * 1024 * 1024
+    """Bytes of all that waits, properties and topics included."""
+
+
+class Delayed(Plugin[Config]):
+    """Messages for later."""
+
+    def __init__(self, config: Config, broker: BrokerServices) -> None:
+        super().__init__(config, broker)
+        self._waiting: dict[int, Waiting] = {}
+        self._order: list[Waiting] = []  # a heap; what was deleted stays until it is due
+        self._per_client: Counter[str] = Counter()
+        self._octets = 0
+        self._serial = 0
+        self._timer: Timer | None = None
+        self._publishing = False
+        self._not_before = 0.0
+
+    async def start(self) -> None:
+        self._table = self.broker.table()
+        now, epoch = self.broker.now(), time.time()
+        for key, row in self._table.items():
+            try:
+                self._keep(from_row(key, row, now, epoch))
+            except ValueError as error:
+                self.broker.log.error("a row of the table can't be read: %s", error)
+        self._serial = max(self._waiting, default=0)
+        self._arm()
+
+    async def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # What comes in.
+
+    def on_publish(self, client: Client, message: Message) -> Deny | Awaitable[Deny | Drop] | None:
+        if not message.topic.startswith(PREFIX):
+            return None
+        form = _FORM.fullmatch(message.topic)
+        if form is None:
+            if message.topic != PREFIX and not message.topic.startswith(PREFIX + "/"):
+                return None
+            return self._refuse("expected $delayed/SECONDS/TOPIC", reason_codes.TOPIC_NAME_INVALID)
+        delay_s, topic = float(form[1]), form[2]
+        try:
+            validate_topic_name(topic)
+        except ProtocolError as error:
+            return self._refuse(error.detail, error.code)
+        if topic.startswith("$"):
+            why = "a topic that begins with $ can't be delayed"
+            return self._refuse(why, reason_codes.TOPIC_NAME_INVALID)
+        if delay_s > self.config.max_delay:
+            return self._refuse("longer than max_delay", reason_codes.QUOTA_EXCEEDED)
+        return self._accept(client, message.replace(topic=topic), delay_s)
+
+    async def _accept(self, client: Client, message: Message, delay_s: float) -> Deny | Drop:
+        verdict = await self.broker.may_publish(client, message.topic, message.qos, message.retain)
+        if isinstance(verdict, Deny):
+            return self._refuse(verdict.reason, verdict.code, verdict.rule)
+        row = to_row(message, delay_s, time.time())
+        if self._is_full(message.client_id, len(row)):
+            return self._refuse("too much is waiting already", reason_codes.QUOTA_EXCEEDED)
+        now = self.broker.now()
+        expires_at = None if message.expires_in_s is None else now + message.expires_in_s
+        self._serial += 1
+        waiting = Waiting(self._serial, message, len(row), now + delay_s, expires_at)
+        self._table.set(waiting.key, row)
+        self._keep(waiting)
+        self._arm()
+        self.broker.count("accepted")
+        return Drop(f"delayed for {delay_s:g} s")
+
+    def _refuse(self, why: str, code: int, rule: str = "") -> Deny:
+        self.broker.count("refused")
+        return Deny(why, code, rule, cache=False)
+
+    def _is_full(self, client_id: str, octets: int) -> bool:
+        config = self.config
+        return (
+            len(self._waiting) >= config.max_messages
+            or self._octets + octets > config.max_bytes
+            or self._per_client[client_id] >= config.max_messages_per_client
+        )
+
+    def _keep(self, waiting: Waiting) -> None:
+        self._waiting[waiting.serial] = waiting
+        heapq.heappush(self._order, waiting)
+        self._add(waiting, 1)
+
+    def _drop(self, waiting: Waiting) -> None:
+        del self._waiting[waiting.serial]
+        self._add(waiting, -1)
+
+    def _add(self, waiting: Waiting, by: int) -> None:
+        self._octets += by * waiting.octets
+        self._per_client[waiting.client_id] += by
+        if not self._per_client[waiting.client_id]:
+            del self._per_client[waiting.client_id]
+        self.broker.gauge("waiting", len(self._waiting))
+        self.broker.gauge("waiting_bytes", self._octets)
+
+    # What goes out.
+
+    def _arm(self) -> None:
+        """Have the timer run out when the next message is due."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._order and not self._publishing:
+            due_at = max(self._order[0].due_at, self._not_before)
+            self._timer = self.broker.call_later(
+                max(due_at - self.broker.now(), 0.0), self._publish_due
+            )
+
+    async def _publish_due(self) -> None:
+        self._publishing = True
+        try:
+            while due := self._take_due():
+                await asyncio.gather(*(self._publish(waiting) for waiting in due))
+        finally:
+            self._publishing = False
+            self._arm()
+
+    def _take_due(self) -> list[Waiting]:
+        """The next messages that are due, in order; none while a failure is waited out."""
+        now = self.broker.now()
+        due: list[Waiting] = []
+        if now < self._not_before:
+            return due
+        while self._order and self._order[0].due_at <= now and len(due) < AT_ONCE:
+            waiting = heapq.heappop(self._order)
+            if waiting.serial in self._waiting:
+                due.append(waiting)
+        return due
+
+    async def _publish(self, waiting: Waiting) -> None:
+        row = self._table.get(waiting.key)
+        if row is None:  # deleted while those before it were published
+            return
+        now = self.broker.now()
+        self._drop(waiting)
+        self._table.delete(waiting.key)
+        if waiting.expires_at is not None and waiting.expires_at <= now:
+            self.broker.count("expired")
+            return
+        message = message_of(row)
+        if waiting.expires_at is not None:
+            message = message.replace(expires_in_s=waiting.expires_at - now)
+        try:
+            # Nothing is awaited between the deletion and this: one step, one transaction.
+            await self.broker.publish(message)
+        except Exception as error:
+            self.broker.log.error("can't publish to %r now: %s", message.topic, error)
+            self.broker.count("failed")
+            self._table.set(waiting.key, row)
+            self._keep(waiting)
+            self._not_before = self.broker.now() + RETRY_S
+            return
+        self.broker.count("published")
+
+    # The operator.
+
+    async def control(self, action: str, arguments: Mapping[str, object]) -> object:
+        if action == "list":
+            return self._list(arguments)
+        if action == "delete":
+            return await self._delete(arguments.get("id"))
+        return await super().control(action, arguments)
+
+    def _list(self, arguments: Mapping[str, object]) -> object:
+        limit, client_id = arguments.get("limit", LISTED), arguments.get("client_id")
+        topic_filter = arguments.get("topic", "#")
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            raise ValueError("limit: expected a number of messages")
+        if not isinstance(topic_filter, str):
+            raise ValueError("topic: expected a topic filter")
+        try:
+            validate_topic_filter(topic_filter)
+        except ProtocolError as error:
+            raise ValueError(f"topic: {error.detail}") from None
+        found = [
+            waiting
+            for waiting in self._waiting.values()
+            if client_id in (None, waiting.client_id) and matches(topic_filter, waiting.topic)
+        ]
+        now = self.broker.now()
+        shown = [_shown(waiting, now) for waiting in heapq.nsmallest(limit, found)]
+        return {"waiting": len(self._waiting), "matched": len(found), "messages": shown}
+
+    async def _delete(self, serial: object) -> object:
+        if isinstance(serial, bool) or not isinstance(serial, int):
+            raise ValueError("id: expected the id of a message, as list shows it")
+        waiting = self._waiting.get(serial)
+        if waiting is None:
+            raise ValueError(f"no message {serial} is waiting")
+        self._drop(waiting)
+        written = self._table.delete(waiting.key)
+        self.broker.count("deleted")
+        self.broker.audit("delayed_delete", topic=waiting.topic, client_id=waiting.client_id)
+        await written
+        return {"deleted": _shown(waiting, self.broker.now())}
+
+
+def _shown(waiting: Waiting, now: float) -> dict[str, object]:
+    """A message as JSON, without its payload."""
+    return {
+        "id": waiting.serial,
+        "topic": waiting.topic,
+        "client_id": waiting.client_id,
+        "qos": waiting.qos,
+        "retain": waiting.retain,
+        "bytes": waiting.octets,
+        "due_in_s": round(waiting.due_at - now, 3),
+    }
