@@ -50,6 +50,7 @@ LOOP_FREE_FILES = (
     "test_naming.py",
     "test_scenario.py",
     "test_scenario_commands.py",
+    "test_scenario_docs.py",
     "test_scenario_errors.py",
     "test_values.py",
     # net without its sockets
