@@ -20,7 +20,7 @@ from device_sim.histogram import Histogram
 from device_sim.verdict import CLASSES, Verdict
 
 _TERM: Final = re.compile(
-    r"\s*([a-z0-9.]+)\s*(>=|<=|==|!=|>|<)\s*([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s|%)?\s*"
+    r"\s*([a-z0-9_.]+)\s*(>=|<=|==|!=|>|<)\s*([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s|%)?\s*"
 )
 _COUNT: Final = re.compile(rf"({'|'.join(CLASSES)})(?:\.qos([012]))?")
 _TIME: Final = re.compile(r"(?:(sent|connect)\.)?(?:p([0-9]{1,2}(?:\.[0-9]+)?)|(mean|max))")

@@ -295,6 +295,17 @@ def test_the_closed_loop_hears_of_each_first_arrival_once() -> None:
     assert stream.ledger.ready == [stream.sender]
 
 
+def test_without_verification_arrivals_are_counted_and_nothing_else() -> None:
+    stream = Stream(1)
+    stream.ledger.verify = False
+    stream.arrive(0, 2)
+    stream.deliver(b"damaged")
+    assert stream.sender.arrived == 3
+    assert stream.ledger.ready == [stream.sender]
+    assert stream.ledger.from_sent.count == 0
+    assert stream.close(3).sum("received") == 0
+
+
 def test_latency_from_the_intended_and_from_the_actual_send() -> None:
     stream = Stream(1)
     data = encode(Header(RUN, 0, 0, 1, 0, 5 * MS, 3000), 64)

@@ -118,6 +118,17 @@ def test_the_exit_code(classes: dict[str, int], broken_off: str, limits: str, co
     assert Result.from_json(made.to_json()).judge(parse([limits])) == code
 
 
+def test_limits_on_every_class_by_its_name() -> None:
+    made = result(stale=2, missing_will=1)
+    terms = ["stale>1", "stale.qos2>0", "missing_will>=1", "missing_retained>0", "acked.qos1<201"]
+    made.judge(parse([",".join(terms)]))
+    assert made.verdict.thresholds == [
+        "stale>1: it is 2",
+        "missing_will>=1: it is 1",
+        "acked.qos1<201: it is 200",
+    ]
+
+
 def test_protocol_errors_and_messages_for_nobody_are_broken_promises() -> None:
     made = result()
     made.violations = {"PUBACK for an identifier that is not in flight": 2}
