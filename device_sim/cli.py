@@ -17,9 +17,9 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
 
-from device_sim import result_commands, scenario_commands
+from device_sim import result_commands, running, scenario_commands
+from device_sim.loops import factory_of
 from device_sim.outputs import add_outputs
 from device_sim.plan import DEFAULT_PATTERN, VERSIONS, Settings, UsageError
 
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_flood(flood)
     flood.set_defaults(run=_flood)
+    running.register(commands)
     scenario_commands.register(commands)
     result_commands.register(commands)
     return parser
@@ -205,18 +206,6 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return settings
 
 
-def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if name == "asyncio":
-        return None
-    try:
-        import uvloop
-    except ImportError:
-        if name == "uvloop":
-            raise UsageError("uvloop is not installed") from None
-        return None
-    return uvloop.new_event_loop
-
-
 def _flood(options: argparse.Namespace) -> int:
     from device_sim import limits, outputs, progress, thresholds
     from device_sim.flood import Flood
@@ -231,7 +220,7 @@ def _flood(options: argparse.Namespace) -> int:
         from device_sim import save
 
         save.write(options.save, settings, options.strict, options.fail_on)
-    factory = _loop_factory(options.loop)
+    factory = factory_of(options.loop)
     warnings = limits.prepare(settings.devices + settings.subscribers)
     for text in warnings:
         print(f"device_sim: warning: {text}", file=sys.stderr)

@@ -26,19 +26,26 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
     """How to speak TLS, None for not at all; files that can't be used are a UsageError."""
     if not settings.tls:
         return None
+    return context(settings.cafile, settings.certfile, settings.keyfile, settings.insecure)
+
+
+def context(
+    authority: str | None, certificate: str | None, key: str | None, insecure: bool
+) -> ssl.SSLContext:
+    """A client's TLS; UsageError names the file that can't be used."""
     try:
-        context = ssl.create_default_context(cafile=settings.cafile)
+        made = ssl.create_default_context(cafile=authority)
     except OSError as error:
-        raise UsageError(f"--cafile {settings.cafile}: {error}") from None
-    if settings.certfile:
+        raise UsageError(f"the authority {authority}: {error}") from None
+    if certificate:
         try:
-            context.load_cert_chain(settings.certfile, settings.keyfile)
+            made.load_cert_chain(certificate, key)
         except OSError as error:
-            raise UsageError(f"--cert {settings.certfile}: {error}") from None
-    if settings.insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+            raise UsageError(f"the certificate {certificate}: {error}") from None
+    if insecure:
+        made.check_hostname = False
+        made.verify_mode = ssl.CERT_NONE
+    return made
 
 
 class Connector:

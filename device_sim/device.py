@@ -20,7 +20,7 @@ import asyncio
 import os
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from device_sim.chance import Chance
@@ -56,6 +56,9 @@ class Surroundings:
     def __init__(self, run: int, seed: int, switchboard: Switchboard) -> None:
         self.run = run
         self.seed = seed
+        self.prefix = ""
+        self.begun_ns = time.monotonic_ns()
+        self.unix_s = time.time()
         self.switchboard = switchboard
         self.connect_times = Histogram()
         self.connect_timeout_s = 10.0
@@ -74,24 +77,30 @@ class Surroundings:
 class Owed:
     """The retained messages of one stream at one subscription."""
 
-    def __init__(self, replay: Replay, retained: Retained, feed: Feed, stream: int) -> None:
+    def __init__(self, replay: Replay, retained: Retained, feed: Feed | None, stream: int) -> None:
         self.replay = replay
         self.retained = retained
         self.feed = feed
         self.stream = stream
+        self.contested = False
+        """Several publishers retain on the topic: nobody can name the last message."""
 
     def ask(self) -> None:
         """SUBSCRIBE goes out: what does the topic retain by now?
 
         At least the last message whose acknowledgement was complete.
         """
-        sender = self.feed.sender
+        if self.feed is not None and not self.contested:
+            self._catch_up(self.feed)
+        self.replay.subscribe()
+
+    def _catch_up(self, feed: Feed) -> None:
+        sender = feed.sender
         newest = sender.sent_on(self.stream) - 1
         if newest >= 0:
             self.retained.sent(newest)
         if sender.qos:
-            unanswered = self.feed.client.unanswered(self.feed.lane)
-            not_known = set(unanswered)
+            not_known = set(feed.client.unanswered(feed.lane))
             for book in (sender.refused, sender.unknown):
                 answers = book.get(self.stream)
                 if answers is not None:
@@ -101,7 +110,6 @@ class Owed:
                 newest -= 1
             if newest >= 0:
                 self.retained.settled(newest)
-        self.replay.subscribe()
 
 
 class Subscription:
@@ -344,6 +352,10 @@ class Device:
         elif credentials.password_env is not None:
             password = os.environ.get(credentials.password_env, "").encode()
         return username, password
+
+    def topic(self, text: str, extra: Mapping[str, str | int] | None = None) -> str:
+        """A topic or filter of this device, in the run's part of the topic space."""
+        return self.around.prefix + self.names.render(Template(text), extra)
 
     def _text(self, text: str) -> str:
         return self.names.render(Template(text))

@@ -1,203 +1,122 @@
-"""One connection to talk to a broker step by step: say something, wait for the answer.
+"""Commands and responses: who asked what, and who has to answer whom.
 
-For probing, not for load: a coroutine a question, everything decoded. Whatever keeps an answer from
-coming (a refusal, a closed connection, silence) is an `Unanswered` that says which. Messages that
-arrive while another answer is waited for are kept for `message`, and acknowledged unless the
-dialogue was told to hold back.
+A device that asks keeps one request open for each of its entries. The response is told by its
+Correlation Data, which holds the number of the request, [MQTT-3.3.2-16]; the time from the request
+to its response is a round trip. A request that stays without a response for too long is unanswered,
+and the next one goes out. What comes afterwards is a response to nothing that is open, and ignored:
+the ledger books it as the delivery that it is.
+
+A device that answers sends what its entry says to the request's Response Topic, after it has
+thought for a while. Each Response Topic is a stream of its own in the books.
+
+Owns this bookkeeping. Must not know: sockets, where responses go to (the feed does).
 """
 
-import asyncio
-import contextlib
-import ssl
-from collections.abc import Sequence
-from typing import Final, TypeVar
+from __future__ import annotations
 
-from device_sim.client import reason_text
-from mqttd.core import spec
-from mqttd.core.decode import decode_packet
-from mqttd.core.encode import encode_packet
+import time
+from collections.abc import Callable
+
+from device_sim.client import Arrival
+from device_sim.device import Device
+from device_sim.feed import Feed
+from device_sim.histogram import Histogram
+from device_sim.naming import Filters
 from mqttd.core.errors import ProtocolError
-from mqttd.core.framer import Framer
-from mqttd.core.packets import (
-    Connack,
-    Connect,
-    Disconnect,
-    Filter,
-    Pingreq,
-    Pingresp,
-    Puback,
-    Pubcomp,
-    Publish,
-    Pubrec,
-    Pubrel,
-    Record,
-    Suback,
-    Subscribe,
-)
-
-MAX_PACKET: Final = 256 * 1024 * 1024
-Answer = TypeVar("Answer", bound=Record)
+from mqttd.core.properties import decode_forwardable
 
 
-class Unanswered(Exception):
-    """The broker didn't do what was asked for; the text says what it did instead."""
+class Asking:
+    """One entry of requests of a device."""
 
-
-class Target:
-    """Where a broker is and how to get in."""
-
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        tls: ssl.SSLContext | None = None,
-        username: str | None = None,
-        password: str | None = None,
-        timeout_s: float = 3.0,
-    ) -> None:
-        self.host = host
-        self.port = port
-        self.tls = tls
-        self.username = username
-        self.password = None if password is None else password.encode()
+    def __init__(self, topic: bytes, feed: Feed, timeout_s: float) -> None:
+        self.topic = topic
+        self.feed = feed
         self.timeout_s = timeout_s
 
 
+class Answering:
+    """One entry of responses of a device; `open` makes the feed for a Response Topic."""
+
+    def __init__(self, pattern: str, delay_s: float, open: Callable[[str], Feed]) -> None:
+        self.filter: Filters[bool] = Filters()
+        self.filter.add(pattern, True)
+        self.delay_s = delay_s
+        self.open = open
+        self.feeds: dict[str, Feed] = {}
+
+
 class Dialogue:
-    """One connection, from `connect` to `leave` or `abort`."""
+    """One device's part in all conversations."""
 
-    def __init__(self, target: Target, version: int) -> None:
-        self.version = version
-        self.connack = Connack()
-        self.holding_back = False
-        self.messages: list[Publish] = []
-        self._target = target
-        self._framer = Framer(MAX_PACKET)
-        self._packet_id = 0
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
+    def __init__(self, device: Device, asking: list[Asking], answering: list[Answering]) -> None:
+        self.device = device
+        self.asking = asking
+        self.answering = answering
+        self.round_trips = Histogram()
+        self.unanswered = 0
 
-    async def connect(self, packet: Connect) -> Connack:
-        """Open the connection; name, version and credentials are filled in."""
-        target = self._target
-        packet.protocol_name = "MQIsdp" if self.version == spec.MQTT31 else "MQTT"
-        packet.version = self.version
-        packet.username = target.username
-        packet.password = target.password
-        try:
-            async with asyncio.timeout(target.timeout_s):
-                self._reader, self._writer = await asyncio.open_connection(
-                    target.host, target.port, ssl=target.tls
+    def read(self, device: Device) -> None:
+        """Look at everything that has come."""
+        inbox = device.client.inbox
+        if not inbox:
+            return
+        arrivals = inbox[:]
+        inbox.clear()
+        for arrival in arrivals:
+            try:
+                properties = decode_forwardable(arrival.properties)
+            except ProtocolError:
+                device.around.violation("PUBLISH with properties that are none")
+                continue
+            correlation = properties.correlation_data
+            if properties.response_topic is not None and self.answering:
+                self._answer(arrival, properties.response_topic, correlation or b"")
+            elif correlation is not None:
+                self._hear(arrival, correlation)
+
+    def expire(self, now_ns: int) -> None:
+        """Give up on requests that nobody has answered."""
+        for each in self.asking:
+            feed = each.feed
+            if feed.open_request >= 0 and now_ns - feed.opened_ns > each.timeout_s * 1e9:
+                self.unanswered += 1
+                self._next(feed)
+
+    def _hear(self, arrival: Arrival, correlation: bytes) -> None:
+        number = int.from_bytes(correlation, "big")
+        for each in self.asking:
+            feed = each.feed
+            if each.topic == arrival.topic and feed.open_request == number:
+                self.round_trips.record((time.monotonic_ns() - feed.opened_ns) // 1000)
+                self._next(feed)
+                return
+
+    def _next(self, feed: Feed) -> None:
+        feed.open_request = -1
+        self.device.around.switchboard.mark_ready(feed)
+
+    def _answer(self, arrival: Arrival, topic: str, correlation: bytes) -> None:
+        text = arrival.topic.decode("utf-8", "replace")
+        for each in self.answering:
+            if not each.filter.match(text):
+                continue
+            feed = each.feeds.get(topic)
+            if feed is None:
+                feed = each.feeds[topic] = each.open(topic)
+                if self.device.link is not None:
+                    self.device.around.switchboard.attach(feed, self.device.link)
+            if each.delay_s:
+                self.device.around.switchboard.loop.call_later(
+                    each.delay_s, self._reply, feed, correlation
                 )
-        except TimeoutError:
-            raise Unanswered(f"no connection within {target.timeout_s:g} s") from None
-        except OSError as error:
-            raise Unanswered(str(error)) from None
-        self._send(packet)
-        connack = await self._expect(Connack)
-        if connack.reason:
-            raise Unanswered(f"refused: {reason_text(connack.reason, self.version)}")
-        self.connack = connack
-        return connack
+            else:
+                self._reply(feed, correlation)
+            return
 
-    async def subscribe(self, filters: Sequence[Filter], identifier: int = 0) -> None:
-        """Subscribe; a refusal is Unanswered."""
-        self._send(Subscribe(self._next_id(), list(filters), identifier))
-        suback = await self._expect(Suback)
-        for reason in suback.reasons:
-            if reason >= 0x80:
-                raise Unanswered(f"refused: {reason_text(reason, self.version)}")
-
-    async def publish(self, message: Publish) -> None:
-        """Publish, and wait for the acknowledgement that its QoS has."""
-        if message.qos:
-            message.packet_id = self._next_id()
-        self._send(message)
-        if message.qos == 1:
-            self._accepted((await self._expect(Puback)).reason)
-        elif message.qos == 2:
-            self._accepted((await self._expect(Pubrec)).reason)
-            self._send(Pubrel(message.packet_id))
-            await self._expect(Pubcomp)
-        elif self._writer is not None:
-            await self._writer.drain()
-
-    async def message(self) -> Publish:
-        """The next message that comes."""
-        while not self.messages:
-            await self._take()
-        return self.messages.pop(0)
-
-    async def ping(self) -> None:
-        """Ask for an answer: what the broker had to say before has been said then."""
-        self._send(Pingreq())
-        await self._expect(Pingresp)
-
-    async def leave(self) -> None:
-        """Disconnect in good manners."""
-        self._send(Disconnect())
-        if self._writer is not None:
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(self._target.timeout_s):
-                    await self._writer.drain()
-                    self._writer.close()
-                    await self._writer.wait_closed()
-
-    def abort(self) -> None:
-        """Be gone without a word."""
-        if self._writer is not None:
-            self._writer.transport.abort()
-
-    def _next_id(self) -> int:
-        self._packet_id += 1
-        return self._packet_id
-
-    def _accepted(self, reason: int) -> None:
-        if reason >= 0x80:
-            raise Unanswered(f"refused: {reason_text(reason, self.version)}")
-
-    def _send(self, packet: Record) -> None:
-        if self._writer is not None:
-            self._writer.write(encode_packet(packet, self.version))
-
-    async def _expect(self, kind: type[Answer]) -> Answer:
-        while True:
-            packet = await self._take()
-            if isinstance(packet, kind):
-                return packet
-            if not isinstance(packet, Publish):
-                raise Unanswered(f"answered with {type(packet).__name__.upper()}")
-
-    async def _take(self) -> Record:
-        """The next packet; a message is kept and acknowledged."""
-        try:
-            async with asyncio.timeout(self._target.timeout_s):
-                packet = await self._read()
-        except TimeoutError:
-            raise Unanswered(f"no answer within {self._target.timeout_s:g} s") from None
-        except OSError as error:
-            raise Unanswered(f"connection lost: {error}") from None
-        except ProtocolError as error:
-            raise Unanswered(f"sent a malformed packet: {error.detail}") from None
-        if isinstance(packet, Disconnect):
-            raise Unanswered(f"sent DISCONNECT: {reason_text(packet.reason, self.version)}")
-        if isinstance(packet, Publish):
-            self.messages.append(packet)
-            if packet.qos == 1 and not self.holding_back:
-                self._send(Puback(packet.packet_id))
-            elif packet.qos == 2 and not self.holding_back:
-                self._send(Pubrec(packet.packet_id))
-        elif isinstance(packet, Pubrel):
-            self._send(Pubcomp(packet.packet_id))
-            return await self._take()
-        return packet
-
-    async def _read(self) -> Record:
-        framer = self._framer
-        assert self._reader is not None
-        while not framer.next():
-            data = await self._reader.read(65536)
-            if not data:
-                raise Unanswered("closed the connection")
-            framer.feed(data)
-        return decode_packet(framer.first, framer.data, framer.pos, framer.end, self.version)
+    def _reply(self, feed: Feed, correlation: bytes) -> None:
+        if self.device.up or feed.keep:
+            feed.reply(time.monotonic_ns(), correlation)
+            self.device.around.switchboard.mark_ready(feed)
+        else:
+            feed.skipped += 1

@@ -28,7 +28,7 @@ def flood_result(flood: Flood, strict: bool, warnings: list[str]) -> Result:
             generator_cpu=flood.cpu_s / flood.publish_s if flood.publish_s else 0.0,
         ),
         connect=Connects(seconds=flood.connect_s),
-        series=[_point(sample) for sample in flood.series],
+        series=[point(sample) for sample in flood.series],
         warnings=warnings,
     )
     result.verdict.strict = strict
@@ -78,7 +78,8 @@ def _settings(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _point(sample: Sample) -> Point:
+def point(sample: Sample) -> Point:
+    """A second of the run as the result has it."""
     return Point(
         phase=sample.phase,
         at_s=round(sample.elapsed_s, 3),
