@@ -3,8 +3,9 @@
 Owns: the line in which logins wait for a hash, and the memory of which passwords were right. A
 password hash costs tens of milliseconds of CPU on purpose, so a thousand clients that come back at
 once are a minute of it. At most `parallel` hashes are computed at any time, in threads; the rest
-wait here, as coroutines, so that one whose client has given up costs nothing. Beyond `waiting` they
-are sent away at once (`Busy`), which is better than keeping all of them until all have timed out.
+wait here, as coroutines, so that one whose client has given up costs nothing. Who has waited for
+`patience` is sent away (`Busy`) before the broker's own limit for a hook runs out: that would count
+as a failure of the plugin, and after a few of them nobody would be asked any more.
 
 What was right a moment ago is remembered for `remember_s`, under a keyed hash of user, stored hash
 and password, so that a fleet with one password, or a client on a bad line, is hashed once. The key
@@ -37,7 +38,7 @@ _KEY_BYTES: Final = 32
 
 
 class Busy(Exception):
-    """So many wait for their hash already that one more would wait in vain."""
+    """It is not anybody's turn within `patience`: too many want to be checked at a time."""
 
 
 class HashingConfig(PluginConfig):
@@ -45,8 +46,9 @@ class HashingConfig(PluginConfig):
 
     parallel: int | None = Field(default=None, ge=1, le=64)
     """Hashes computed at the same time; absent: half of the processors, at most four."""
-    waiting: int = Field(default=2000, ge=1)
-    """Logins that may wait for theirs; more are refused with 0x89, server busy."""
+    patience: Duration = Field(default=4.0, gt=0)
+    """How long a login may wait for its turn before it is refused with 0x89, server busy; to be
+    shorter than the plugin's `timeout`."""
     remember: Duration = Field(default=60.0, ge=0)
     """How long a right password needs no hash again; 0 for never."""
     remember_entries: int = Field(default=10_000, ge=1)
@@ -74,30 +76,37 @@ class Verifier:
         self._nobody = decoy()
 
     async def verify(self, user: str, stored: PasswordHash, password: bytes) -> bool:
-        """Whether it is the user's password. Busy when too many wait."""
+        """Whether it is the user's password. Busy when its turn doesn't come."""
         mark = self._mark(user, stored, password)
         if self._is_remembered(mark):
             return True
-        if self._waiting >= self._config.waiting:
-            self._broker.count("busy")
-            raise Busy
-        self._waiting += 1
-        self._broker.gauge("hashes_waiting", self._waiting)
+        await self._turn()
         try:
-            async with self._slots:
-                if self._is_remembered(mark):
-                    return True
-                self._broker.count("hashes")
-                right = await self._broker.run_blocking(stored.verify, password)
+            if self._is_remembered(mark):
+                return True
+            self._broker.count("hashes")
+            right = await self._broker.run_blocking(stored.verify, password)
         finally:
-            self._waiting -= 1
-            self._broker.gauge("hashes_waiting", self._waiting)
+            self._slots.release()
         if right:
             self._remember(mark)
         return right
 
+    async def _turn(self) -> None:
+        self._waiting += 1
+        self._broker.gauge("hashes_waiting", self._waiting)
+        try:
+            async with asyncio.timeout(self._config.patience):
+                await self._slots.acquire()
+        except TimeoutError:
+            self._broker.count("busy")
+            raise Busy from None
+        finally:
+            self._waiting -= 1
+            self._broker.gauge("hashes_waiting", self._waiting)
+
     async def waste(self, user: str, known: Sequence[PasswordHash], password: bytes) -> None:
-        """Spend on an unknown user what a known one would cost. Busy when too many wait.
+        """Spend on an unknown user what a known one would cost. Busy as `verify`.
 
         Which of the `known` hashes it is depends on the name, so that asking again tells nothing.
         """
