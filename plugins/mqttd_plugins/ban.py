@@ -213,7 +213,7 @@ class BanPlugin(Plugin[Config]):
             if event.kind == CONNECTED:
                 if banned or self._flaps(event.client_id, address):
                     self.broker.kick(event.client_id, "banned", reason_codes.BANNED)
-            elif not banned and not self._is_exempt(address):
+            elif not banned and not self._is_exempt(address) and _is_an_attempt(event):
                 self._on_refused(event, address)
 
     async def control(self, action: str, arguments: Mapping[str, object]) -> object:
@@ -371,6 +371,11 @@ class BanPlugin(Plugin[Config]):
             ):
                 kicked.append(session.client_id)
         return kicked
+
+
+def _is_an_attempt(event: Event) -> bool:
+    """A plugin that fails refuses everybody, whatever they have sent."""
+    return not event.reason.startswith("plugin ")
 
 
 def _seconds(value: object) -> float | None:

@@ -2,8 +2,8 @@
 
 Owns: what is accepted, the order in which it becomes due, and that it survives a restart: each
 message is a row of the plugin's table, and its publisher's acknowledgement waits until the row is
-durable. When it is due the row is deleted and the message published in one step, hence in one
-transaction; a crash before that transaction leaves the row, and the message goes out again.
+durable. When it is due it is published, and when that is durable the row is deleted: once, as long
+as the broker lives, and after a crash between the two a second time, rather than never.
 
 The broker has authorised the topic as it was sent. The inner topic is authorised here, when the
 message comes: when it is due its publisher may be gone.
@@ -19,6 +19,7 @@ what is the broker's own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import re
 import time
@@ -51,6 +52,8 @@ PREFIX: Final = "$delayed"
 AT_ONCE: Final = 256
 """Messages that are published before the outcome of the first is awaited."""
 RETRY_S: Final = 1.0
+STOP_S: Final = 10.0
+"""How long a stop waits for what is being published."""
 LISTED: Final = 100
 
 _FORM: Final = re.compile(r"\$delayed/([0-9]{1,10})/(.+)", re.DOTALL)
@@ -79,7 +82,9 @@ class Delayed(Plugin[Config]):
         self._octets = 0
         self._serial = 0
         self._timer: Timer | None = None
-        self._publishing = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopped = False
         self._not_before = 0.0
 
     async def start(self) -> None:
@@ -94,8 +99,12 @@ class Delayed(Plugin[Config]):
         self._arm()
 
     async def stop(self) -> None:
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
+        # Otherwise what is published already would still have its row at the next start.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), STOP_S)
 
     # What comes in.
 
@@ -172,57 +181,54 @@ class Delayed(Plugin[Config]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._order and not self._publishing:
+        if self._order and self._idle.is_set() and not self._stopped:
             due_at = max(self._order[0].due_at, self._not_before)
             self._timer = self.broker.call_later(
                 max(due_at - self.broker.now(), 0.0), self._publish_due
             )
 
     async def _publish_due(self) -> None:
-        self._publishing = True
+        self._idle.clear()
         try:
             while due := self._take_due():
                 await asyncio.gather(*(self._publish(waiting) for waiting in due))
         finally:
-            self._publishing = False
+            self._idle.set()
             self._arm()
 
     def _take_due(self) -> list[Waiting]:
         """The next messages that are due, in order; none while a failure is waited out."""
         now = self.broker.now()
         due: list[Waiting] = []
-        if now < self._not_before:
+        if self._stopped or now < self._not_before:
             return due
         while self._order and self._order[0].due_at <= now and len(due) < AT_ONCE:
             waiting = heapq.heappop(self._order)
             if waiting.serial in self._waiting:
+                self._drop(waiting)
                 due.append(waiting)
         return due
 
     async def _publish(self, waiting: Waiting) -> None:
         row = self._table.get(waiting.key)
-        if row is None:  # deleted while those before it were published
-            return
+        assert row is not None, "a message that waits has a row"
         now = self.broker.now()
-        self._drop(waiting)
-        self._table.delete(waiting.key)
         if waiting.expires_at is not None and waiting.expires_at <= now:
             self.broker.count("expired")
-            return
-        message = message_of(row)
-        if waiting.expires_at is not None:
-            message = message.replace(expires_in_s=waiting.expires_at - now)
-        try:
-            # Nothing is awaited between the deletion and this: one step, one transaction.
-            await self.broker.publish(message)
-        except Exception as error:
-            self.broker.log.error("can't publish to %r now: %s", message.topic, error)
-            self.broker.count("failed")
-            self._table.set(waiting.key, row)
-            self._keep(waiting)
-            self._not_before = self.broker.now() + RETRY_S
-            return
-        self.broker.count("published")
+        else:
+            message = message_of(row)
+            if waiting.expires_at is not None:
+                message = message.replace(expires_in_s=waiting.expires_at - now)
+            try:
+                await self.broker.publish(message)
+            except Exception as error:
+                self.broker.log.error("can't publish to %r now: %s", message.topic, error)
+                self.broker.count("failed")
+                self._keep(waiting)
+                self._not_before = self.broker.now() + RETRY_S
+                return
+            self.broker.count("published")
+        await self._table.delete(waiting.key)
 
     # The operator.
 

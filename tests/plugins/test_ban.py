@@ -132,6 +132,13 @@ async def test_refusals_by_a_ban_do_not_make_it_longer() -> None:
     assert broker.counts["brute_force"] == 1
 
 
+async def test_a_plugin_that_fails_is_nobodys_fault() -> None:
+    plugin, _ = await started(brute_force={"failures": 1})
+    for reason in ("plugin jwt failed in authenticate", "plugin jwt is resting after failures"):
+        plugin.observe([Event(REFUSED, 0.0, "c", None, peer(FAR), reason=reason)])
+    assert connect(plugin) is None
+
+
 async def test_failures_may_be_counted_by_user_and_by_client() -> None:
     plugin, _ = await started(brute_force={"failures": 3, "by": ["user", "client"]})
     for number in range(3):

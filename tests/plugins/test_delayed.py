@@ -1,5 +1,6 @@
 """delayed: when a message goes out and in which order, what is refused, restarts, the operator."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable
@@ -206,20 +207,34 @@ async def test_what_cannot_be_published_is_tried_again(caplog: pytest.LogCapture
     assert broker.counts["failed"] == 9
 
 
-async def test_the_row_is_gone_in_the_step_that_publishes() -> None:
-    """What a crash leaves is the row or the message, since both are in one transaction."""
-    plugin, broker = await started()
-    rows_at_publish: list[int] = []
+async def test_the_row_stays_until_the_message_is_durable_and_a_stop_waits_for_that() -> None:
+    """What a crash leaves is the row, or the message, or both: never neither."""
+    durable = asyncio.Event()
 
-    class Watched(Unsteady):
+    class Slow(Unsteady):
         async def publish(self, message: Message) -> int:
-            rows_at_publish.append(len(self.table().items()))
-            return await super().publish(message)
+            await super().publish(message)
+            await durable.wait()
+            return 1
 
-    broker.__class__ = Watched
-    await send(plugin, "$delayed/5/a")
-    await broker.advance(5.0)
-    assert rows_at_publish == [0]
+    plugin, broker = await started(Slow())
+    await send(plugin, "$delayed/5/a", b"1")
+    await send(plugin, "$delayed/6/a", b"2")
+    going = asyncio.ensure_future(broker.advance(7.0))
+    await asyncio.sleep(0)
+    stopping = asyncio.ensure_future(plugin.stop())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert payloads(broker) == [b"1"]
+    assert len(broker.table().items()) == 2
+    with pytest.raises(ValueError, match="no message 1"):
+        await plugin.control("delete", {"id": 1})
+    assert not stopping.done()
+    durable.set()
+    await stopping
+    await going
+    assert payloads(broker) == [b"1"]
+    assert [key for key, _ in broker.table().items()] == ["2"]
 
 
 # Restarts.
