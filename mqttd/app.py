@@ -1,8 +1,9 @@
 """The composition root: a configuration becomes a running broker, and ends as one.
 
-Owns: the order in which the parts start (HTTP, store, core, flow, listeners) and stop (listeners,
-clients, store, HTTP); signals; what the operator reads on standard output; the settings of the
-process itself (file descriptors, garbage collection), which only `run` touches, never an embedding.
+Owns: the order in which the parts start (HTTP, store, core, flow, plugins, listeners) and stop
+(listeners, clients, plugins, store, HTTP); signals; what the operator reads on standard output; the
+settings of the process itself (file descriptors, garbage collection), which only `run` touches,
+never an embedding.
 
 Must not know: packets, SQL, sockets' options. It knows every other part, and no part knows it.
 
@@ -27,9 +28,13 @@ from mqttd import log
 from mqttd.config import Config, ListenerConfig, MetricsConfig, StorageConfig
 from mqttd.core.broker import Broker
 from mqttd.core.router import Event
+from mqttd.core.watch import Watcher
+from mqttd.hooks.loader import prepare
+from mqttd.hooks.manager import HookManager, PluginError
 from mqttd.monitor import Monitor, facts_of
 from mqttd.net.flow import Flow
 from mqttd.net.listener import Endpoint, Listener, ListenError
+from mqttd.net.protocol import StreamProtocol
 from mqttd.net.sockets import Place
 from mqttd.net.tls import Tls
 from mqttd.store.base import Store, StoreError
@@ -54,10 +59,13 @@ class App:
     """One broker with its listeners and its store, on the running loop."""
 
     def __init__(self, config: Config, store: Store | None = None) -> None:
+        """ConfigError where a plugin isn't there, or its configuration is wrong."""
         self.config = config
+        self.prepared = prepare(config)
         self.store = store_of(config.storage) if store is None else store
         self.listeners: list[Listener] = []
         self.monitor: Monitor | None = None
+        self.hooks: HookManager | None = None
         self._flow: Flow | None = None
         self._committer: Committer | None = None
         self._stopping: asyncio.Event | None = None
@@ -72,7 +80,7 @@ class App:
         return self._flow.broker
 
     async def start(self) -> None:
-        """Load, then listen. StoreError or ListenError where that isn't possible."""
+        """Load, then listen. StoreError, PluginError or ListenError where that isn't possible."""
         self._started = True
         self.failed = False
         try:
@@ -102,15 +110,38 @@ class App:
             self._committer = Committer(store, broker, flow.schedule, self._fail)
             self._committer.start()
         flow.start()
+        await self._start_plugins(broker, flow)
         monitor.watch(flow)
         for listener_config in self.config.listeners:
-            listener = Listener(flow, endpoint_of(listener_config))
+            listener = Listener(flow, endpoint_of(listener_config, self._authenticated))
             self.listeners.append(listener)
             await listener.start()
             if not self._started:
                 await listener.stop()
                 raise StoreError("stopped before everything was listening")
         monitor.ready()
+
+    async def _start_plugins(self, broker: Broker, flow: Flow) -> None:
+        control = self.config.control
+        if control is not None and control.record:
+            broker.context.watcher = Watcher(control.record)
+        if not self.prepared:
+            return
+        hooks = HookManager(broker, self.prepared, flow.schedule, certificate_of)
+        self.hooks = hooks
+        flow.after = hooks.tick
+        await hooks.start()
+        if not self._started:
+            raise StoreError("stopped before every plugin was started")
+
+    @property
+    def _authenticated(self) -> bool:
+        """Plugins have a say in who may connect."""
+        return any(one.authenticates for one in self.prepared)
+
+    def warnings(self) -> list[str]:
+        """What the configuration allows but hardly means."""
+        return self.config.warnings(self._authenticated)
 
     @property
     def _durability(self) -> str:
@@ -135,6 +166,7 @@ class App:
         flow, self._flow = self._flow, None
         listeners, self.listeners = self.listeners, []
         monitor, self.monitor = self.monitor, None
+        hooks, self.hooks = self.hooks, None
         # Each step is taken whatever became of the others; the last one stands first here.
         async with contextlib.AsyncExitStack() as steps:
             if monitor is not None:
@@ -144,6 +176,8 @@ class App:
             steps.push_async_callback(self._settle)
             if flow is not None:
                 steps.callback(flow.stop)
+                if hooks is not None:
+                    steps.push_async_callback(hooks.stop)
                 steps.push_async_callback(flow.drain, grace)
             for listener in reversed(listeners):
                 steps.push_async_callback(listener.stop)
@@ -166,7 +200,7 @@ class App:
             gc.disable()  # of what is loaded, which may be millions of objects, nothing is garbage
             try:
                 await self.start()
-            except (ListenError, StoreError) as error:
+            except (ListenError, PluginError, StoreError) as error:
                 print(f"mqttd: {error}", file=sys.stderr)
                 return 1
             finally:
@@ -225,7 +259,16 @@ def place_of(metrics: MetricsConfig | None) -> Place | None:
     return None if metrics is None else Place(metrics.host, metrics.port, metrics.unix_path)
 
 
-def endpoint_of(listener: ListenerConfig) -> Endpoint:
+def certificate_of(shell: object) -> bytes | None:
+    """The certificate (DER) that the client of a connection has shown, verified by the listener."""
+    if not isinstance(shell, StreamProtocol):
+        return None
+    found = shell.transport.get_extra_info("ssl_object")
+    der = None if found is None else found.getpeercert(binary_form=True)
+    return der if isinstance(der, bytes) else None
+
+
+def endpoint_of(listener: ListenerConfig, authenticated: bool = False) -> Endpoint:
     """The configuration of one listener as `net` wants it."""
     tls = None
     if listener.tls is not None:
@@ -243,7 +286,7 @@ def endpoint_of(listener: ListenerConfig) -> Endpoint:
         listener.unix_path,
         listener.transport,
         listener.path,
-        listener.allow_anonymous,
+        listener.accepts_anonymous(authenticated),
         listener.proxy_protocol,
         tls,
         tuple(listener.allow_origins),

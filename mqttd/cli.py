@@ -205,13 +205,18 @@ def _serve(tree: Config, loop: str | None) -> int:
 
     from mqttd import log
     from mqttd.app import App
+    from mqttd.config import ConfigError
     from mqttd.net import loops
 
     logger = logging.getLogger("mqttd")
-    for warning in tree.warnings():
+    try:
+        app = App(tree)
+    except ConfigError as error:
+        return _tell(error)
+    for warning in app.warnings():
         log.event(logger, "config", level=logging.WARNING, warning=warning)
     with asyncio.Runner(loop_factory=lambda: loops.new_event_loop(loop)) as runner:
-        return runner.run(App(tree).run())
+        return runner.run(app.run())
 
 
 def _check(file: str, *, as_json: bool) -> int:

@@ -34,10 +34,10 @@ import yaml
 from pydantic import (
     BeforeValidator,
     Field,
+    PrivateAttr,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
-    model_validator,
 )
 from pydantic_core import ErrorDetails
 
@@ -46,6 +46,7 @@ from mqttd.scalars import (
     EXPIRY_SCHEMA,
     SIZE_SCHEMA,
     TIME_SCHEMA,
+    Duration,
     FilePath,
     Node,
     base_of,
@@ -64,6 +65,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Problem",
+    "explain",
     "json_schema",
     "load_config",
     "parse_config",
@@ -74,6 +76,7 @@ _LARGEST_PACKET: Final = (
     268_435_460  # the longest remaining length, its four bytes and the first byte
 )
 _SOCKET_PATH_BYTES: Final = 107  # sun_path of Linux without its closing NUL
+_NAME: Final = r"^[A-Za-z0-9_.-]{1,64}$"
 _NOT_IN_TOPICS: Final = ("Cc", "Cs")  # control characters, surrogates
 
 
@@ -108,6 +111,13 @@ def split_bind(bind: str) -> tuple[str, int, str]:
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", host):
         raise ValueError(bind)
     return host, int(digits), ""
+
+
+def _parse_use(value: object, info: ValidationInfo) -> str:
+    """A loose file is taken from the directory of the configuration file; names stay."""
+    if not isinstance(value, str) or not value:
+        raise refuse("the name of a plugin, dotted.path:Class, or a file such as ./mine.py")
+    return str(base_of(info) / value) if value.endswith(".py") else value
 
 
 def _parse_bind(value: object, info: ValidationInfo) -> str:
@@ -167,7 +177,7 @@ class TlsConfig(Node):
 class ListenerConfig(Node):
     """One address that clients connect to."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    name: Annotated[str, Field(pattern=_NAME)]
     """How logs and the embedding face call it."""
     bind: Annotated[str, BeforeValidator(_parse_bind), WithJsonSchema({"type": "string"})]
     """host:port, [v6]:port or unix:/path; port 0 takes any free one."""
@@ -175,8 +185,9 @@ class ListenerConfig(Node):
     """Plain MQTT, or MQTT over WebSocket."""
     path: Annotated[str, Field(pattern=r"^/[!-~]*$")] = "/mqtt"
     """The URL path of a WebSocket listener."""
-    allow_anonymous: bool = False
-    """Accept clients without credentials. When absent: true on loopback and Unix sockets only."""
+    allow_anonymous: bool | None = None
+    """Accept clients without credentials. When absent: on loopback and Unix sockets only, and only
+    while no plugin authenticates."""
     allow_origins: list[Annotated[str, Field(pattern=r"^(null|[a-z]+://[^/?#\s]+)$")]] = []
     """Web pages that may connect, as https://host or https://host:port; empty: all."""
     proxy_protocol: Literal["off", "v1", "v2"] = "off"
@@ -185,15 +196,11 @@ class ListenerConfig(Node):
     """Addresses or networks that the load balancers connect from; empty: whoever can connect."""
     tls: TlsConfig | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _anonymous_on_local_binds(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "allow_anonymous" in data:
-            return data
-        try:
-            return {**data, "allow_anonymous": _is_local(data["bind"])}
-        except (KeyError, ValueError, AttributeError):
-            return data  # what is wrong with the bind is told by its own field
+    def accepts_anonymous(self, authenticated: bool = False) -> bool:
+        """Whether clients without credentials may connect; `authenticated`: plugins check them."""
+        if self.allow_anonymous is not None:
+            return self.allow_anonymous
+        return self.is_local and not authenticated
 
     @property
     def host(self) -> str:
@@ -298,6 +305,55 @@ class LoggingConfig(Node):
     format: Literal["text", "json"] = "text"
 
 
+class BreakerConfig(Node):
+    """When a plugin that keeps failing is no longer asked, for a while."""
+
+    failures: Annotated[int, Field(ge=0, le=1_000_000)] = 5
+    """Failures in a row; 0 asks it for ever."""
+    rest: Annotated[Duration, Field(gt=0, le=86400)] = 10.0
+    """How long it is left alone before it is tried again."""
+
+
+class PluginEntry(Node):
+    """A plugin, and how far it is trusted."""
+
+    use: Annotated[str, BeforeValidator(_parse_use), WithJsonSchema({"type": "string"})]
+    """Its name in the list of `mqttd plugins`, dotted.path:Class, or a file such as ./mine.py."""
+    name: Annotated[str, Field(pattern=_NAME)] | None = None
+    """How logs, metrics and its tables call it. When absent: what `use` says."""
+    config: dict[str, Any] = {}
+    """Its own configuration: see its page, or `mqttd plugins NAME`."""
+    timeout: Annotated[Duration, Field(gt=0, le=3600)] = 5.0
+    """How long a hook that waits may take."""
+    on_failure: Literal["deny", "allow", "skip"] = "deny"
+    """What counts as the answer of a hook that fails or takes too long. `skip`: as if the plugin
+    weren't there."""
+    breaker: BreakerConfig = BreakerConfig()
+
+
+class ControlConfig(Node):
+    """The socket that `mqttd clients`, `explain`, `top` and the like speak to."""
+
+    path: FilePath
+    """A Unix socket, for the user that the broker runs as."""
+    record: Annotated[int, Field(ge=0, le=10_000_000)] = 10_000
+    """Decisions that `mqttd explain` can tell of, the last so many; 0: none."""
+
+
+class _Origin:
+    """Where a tree was read. Two trees with the same values are equal, wherever that was."""
+
+    def __init__(self, document: Document | None, file: str, base: Path) -> None:
+        self.document = document
+        self.file = file
+        self.base = base
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Origin)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class Config(Node):
     """The whole configuration; `Config()` is what a broker without a file uses."""
 
@@ -319,7 +375,27 @@ class Config(Node):
     """How often what has changed below $SYS is published; 0 publishes nothing there."""
     metrics: MetricsConfig | None = None
     """Answer /metrics, /healthz and /readyz over HTTP. When absent: don't."""
+    control: ControlConfig | None = None
+    """Answer `mqttd clients`, `explain`, `reload` … on a Unix socket. When absent: don't."""
     logging: LoggingConfig = LoggingConfig()
+    plugins: list[PluginEntry] = []
+    """Asked in this order."""
+
+    _origin: _Origin = PrivateAttr(default_factory=lambda: _Origin(None, "", Path()))
+
+    @property
+    def base(self) -> Path:
+        """What relative file names are taken from."""
+        return self._origin.base
+
+    def problem(
+        self, loc: Loc, found: str, expected: str = "", hint: str = "", at_key: bool = False
+    ) -> Problem:
+        """Something wrong at `loc`, with its place in the file."""
+        origin = self._origin
+        mark = None if origin.document is None else _mark_of(origin.document, loc, at_key)
+        line, column = (mark.line + 1, mark.column + 1) if mark is not None else (0, 0)
+        return Problem(origin.file, line, column, dotted(loc), found, expected, hint)
 
     def to_settings(self) -> Settings:
         """The core's plain numbers: the limits under the same names, and the response prefix."""
@@ -329,15 +405,15 @@ class Config(Node):
         settings.response_information = self.response_information
         return settings
 
-    def warnings(self) -> list[str]:
-        """What is allowed but hardly meant."""
+    def warnings(self, authenticated: bool = False) -> list[str]:
+        """What is allowed but hardly meant; `authenticated`: a plugin checks who connects."""
         found = []
         for listener in self.listeners:
             tls = listener.tls
             certified = (
                 tls is not None and tls.client_cert != "none" and tls.username_from != "none"
             )
-            if not listener.allow_anonymous and not certified:
+            if not authenticated and not listener.accepts_anonymous() and not certified:
                 found.append(
                     f"listener {listener.name}: nobody can connect to {listener.bind}: it is not"
                     " local, allow_anonymous is not set and there is no way to authenticate"
@@ -368,9 +444,9 @@ _EXPECTED: Final = {
 }
 
 
-def _model_at(loc: Loc) -> type[Node] | None:
-    """The model whose keys stand at `loc`; None below a scalar."""
-    model: type[Node] | None = Config
+def _model_at(loc: Loc, root: type[Node]) -> type[Node] | None:
+    """The model whose keys stand at `loc` of `root`; None below a scalar."""
+    model: type[Node] | None = root
     for part in loc:
         if isinstance(part, int) or model is None:
             continue
@@ -393,7 +469,7 @@ def _close(word: str, words: list[str]) -> str:
     return f"did you mean {matches[0]!r}?" if matches else ""
 
 
-def _homes(key: str, model: type[Node] = Config, path: str = "") -> Iterator[str]:
+def _homes(key: str, model: type[Node], path: str = "") -> Iterator[str]:
     """The places in the tree where a key of this name belongs."""
     for name, field in model.model_fields.items():
         here = f"{path}.{name}" if path else name
@@ -403,21 +479,21 @@ def _homes(key: str, model: type[Node] = Config, path: str = "") -> Iterator[str
             yield from _homes(key, inner, here)
 
 
-def _unknown(loc: Loc) -> tuple[str, str, str]:
+def _unknown(loc: Loc, root: type[Node]) -> tuple[str, str, str]:
     key = str(loc[-1])
-    model = _model_at(loc[:-1])
+    model = _model_at(loc[:-1], root)
     names = sorted(model.model_fields) if model is not None else []
     hint = _close(key, names)
-    if not hint and (homes := list(_homes(key))):
+    if not hint and (homes := list(_homes(key, root))):
         hint = f"it belongs at {homes[0]}"
     return f"unknown key {shown(key)}", f"one of {', '.join(names)}", hint
 
 
-def _explain(error: ErrorDetails) -> tuple[str, str, str]:
-    """found, expected, hint of one pydantic error."""
+def explain(error: ErrorDetails, root: type[Node]) -> tuple[str, str, str]:
+    """found, expected, hint of one pydantic error in a tree of `root`."""
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     if kind == "extra_forbidden":
-        return _unknown(error["loc"])
+        return _unknown(error["loc"], root)
     if kind == "missing":
         return "missing", "", ""
     found = f"found {shown(value)}"
@@ -506,7 +582,7 @@ def _validate(data: object, base: Path, document: Document | None, file: str) ->
         config = Config.model_validate(data, context={"base": str(base)})
     except ValidationError as error:
         for details in error.errors(include_url=False):
-            found, expected, hint = _explain(details)
+            found, expected, hint = explain(details, Config)
             at_key = details["type"] == "extra_forbidden"
             report(details["loc"], found, expected, hint, at_key)
         raise ConfigError(sorted(problems, key=_place)) from None
@@ -514,6 +590,7 @@ def _validate(data: object, base: Path, document: Document | None, file: str) ->
         report(loc, found, expected, hint, at_key=False)
     if problems:
         raise ConfigError(sorted(problems, key=_place))
+    config._origin = _Origin(document, file, base)
     return config
 
 

@@ -17,7 +17,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from mqttd.api import (
+    ALLOW,
+    Allow,
     BrokerServices,
+    Client,
+    Deny,
     InternalClient,
     Message,
     Plugin,
@@ -103,6 +107,8 @@ class StandIn(BrokerServices):
         self.forgotten: list[str | None] = []  # client ids; None for all of them
         self.known: dict[str, SessionInfo] = {}
         self.retains: dict[str, Message] = {}
+        self.answer: Allow | Deny = ALLOW  # of `may_publish`
+        self.asked: list[tuple[Client, str, int, bool]] = []
         self.counts: dict[str, int] = {}
         self.gauges: dict[str, float] = {}
         self.audited: list[tuple[str, dict[str, object]]] = []
@@ -162,6 +168,12 @@ class StandIn(BrokerServices):
 
     def forget_decisions(self, client_id: str | None = None) -> None:
         self.forgotten.append(client_id)
+
+    async def may_publish(
+        self, client: Client, topic: str, qos: int = 0, retain: bool = False
+    ) -> Allow | Deny:
+        self.asked.append((client, topic, qos, retain))
+        return self.answer
 
     def call_later(self, delay_s: float, action: Callable[[], object]) -> Timer:
         self._order += 1

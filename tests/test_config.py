@@ -106,7 +106,7 @@ def test_the_hardened_file_loads(root: Path, tmp_path: Path) -> None:
     tree = load_config(tmp_path / "hardened.yaml")
     assert tree.listeners[0].tls is not None
     assert tree.listeners[0].tls.cert == tmp_path / "tls" / "server.crt"
-    assert not tree.listeners[0].allow_anonymous
+    assert not tree.listeners[0].accepts_anonymous()
     assert tree.warnings() == []
 
 
@@ -271,9 +271,9 @@ def test_a_socket_path_that_the_kernel_would_cut() -> None:
 )
 def test_anonymous_is_on_by_default_only_on_local_binds(bind: str, anonymous: bool) -> None:
     entry = listener(bind=bind)
-    assert entry.allow_anonymous is anonymous
+    assert entry.accepts_anonymous() is anonymous
     assert entry.is_local is anonymous
-    assert listener(bind=bind, allow_anonymous=not anonymous).allow_anonymous is not anonymous
+    assert listener(bind=bind, allow_anonymous=not anonymous).allow_anonymous is (not anonymous)
 
 
 def test_a_listener_that_lets_nobody_in_gets_a_warning() -> None:

@@ -27,7 +27,13 @@ CORE_LAYERS = (
     ("registry", "broker", "restore"),
 )
 LEVELS = {f"mqttd.core.{name}": level for level, names in enumerate(CORE_LAYERS) for name in names}
-SIDES = ("mqttd.net", "mqttd.store")
+SIDES = ("mqttd.net", "mqttd.store", "mqttd.hooks")
+# What a side may use besides the core and itself: the log, and for hooks what describes plugins.
+SIDES_MAY_USE = {
+    "mqttd.net": ("mqttd.log",),
+    "mqttd.store": ("mqttd.log",),
+    "mqttd.hooks": ("mqttd.log", "mqttd.config", "mqttd.scalars"),
+}
 # What stands beside the layers, and all that it may import of mqttd.
 ALONE = {
     "mqttd.yamltree": (),
@@ -43,9 +49,6 @@ ALONE = {
         *("mqttd.core", "mqttd", "mqttd.census", "mqttd.sysinfo", "mqttd.metrics"),
         *("mqttd.net.flow", "mqttd.net.http", "mqttd.net.sockets"),
     ),
-    "mqttd.hooks": (),
-    "mqttd.hooks.values": ("mqttd.core",),
-    "mqttd.hooks.plugin": ("mqttd.core", "mqttd.hooks.values", "mqttd.scalars"),
     "mqttd.api": ("mqttd.core", "mqttd.scalars", "mqttd.hooks.values", "mqttd.hooks.plugin"),
     "mqttd.testing": ("mqttd.api",),
     "mqttd.cli": (
@@ -100,7 +103,7 @@ def may_import(name: str, target: str) -> bool:
         return LEVELS.get(target, len(CORE_LAYERS)) <= LEVELS[name]
     if is_within(name, SIDES):
         side = ".".join(name.split(".")[:2])
-        return is_within(target, ("mqttd.core", side)) or target == "mqttd.log"
+        return is_within(target, ("mqttd.core", side)) or target in SIDES_MAY_USE[side]
     if name in ALONE:
         return target in ALONE[name] or ("mqttd.core" in ALONE[name] and target in LEVELS)
     if name in TOP:

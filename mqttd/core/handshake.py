@@ -75,6 +75,7 @@ class Handshake(Outbound):
         self.valid_until: float = 0.0  # when the credentials expire; 0.0 = never
         self.guest: object = None  # what the hooks know the client by
         self.wants_reasons: bool = True  # Request Problem Information
+        self._assigned: bool = False  # the client has its id from us
         self._reauthenticating: bool = False
         self._auth_data: bytes | None = None
         self._framer = Framer(router.settings.max_connect_size)
@@ -158,6 +159,9 @@ class Handshake(Outbound):
         self.wants_reasons = properties.request_problem_information != 0
         self.max_send = properties.maximum_packet_size or 0
         check_connect(connect, self.router.settings.max_topic_levels)
+        if not connect.client_id:  # [MQTT-3.1.3-6]
+            connect.client_id = self.router.new_client_id()
+            self._assigned = True
         hooks = self.router.hooks
         method = properties.authentication_method
         if method is not None:  # [MQTT-4.12.0-6] AUTH goes only to who named a method
@@ -207,9 +211,7 @@ class Handshake(Outbound):
         settings = self.router.settings
         properties = connect.properties
         answer = Properties()  # [MQTT-3.2.2-20] user properties never stand in it
-        if not connect.client_id:
-            # [MQTT-3.1.3-6] [MQTT-3.1.3-7]
-            connect.client_id = self.router.new_client_id()
+        if self._assigned:  # [MQTT-3.1.3-7]
             answer.assigned_client_identifier = connect.client_id
         self.client_id = connect.client_id
         self.keep_alive = grant_keep_alive(connect, settings, answer)

@@ -360,6 +360,12 @@ class BrokerServices(ABC):
         """
 
     @abstractmethod
+    async def may_publish(
+        self, client: Client, topic: str, qos: int = 0, retain: bool = False
+    ) -> Allow | Deny:
+        """Ask the deciders, for a topic that isn't that of the message at hand."""
+
+    @abstractmethod
     def call_later(self, delay_s: float, action: Callable[[], object]) -> Timer:
         """Call `action` after `delay_s`; if it returns something awaitable, that is awaited."""
 

@@ -67,6 +67,7 @@ class Flow:
         self._crowded = resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 15 // 16
         self._on_events = on_events
         self._commit = commit
+        self.after: Callable[[], None] | None = None  # called once a flush, when all is done
         self._flush = self.flush
         self._timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
@@ -167,6 +168,8 @@ class Flow:
                     shell.abort()
         if broker.events:
             self._report()
+        if self.after is not None:
+            self.after()
         if dirty or again:
             self.schedule()
 

@@ -1,0 +1,106 @@
+"""Messages and CONNECT packets of the core as plugins see them, and back.
+
+Must not know: who asks. Nothing here keeps state.
+
+Invariant: what comes back from a plugin is checked like what comes from the network.
+"""
+
+from __future__ import annotations
+
+from mqttd.core import spec
+from mqttd.core.errors import ProtocolError
+from mqttd.core.message import Message as CoreMessage
+from mqttd.core.packets import Connect, Will
+from mqttd.core.settings import NEVER
+from mqttd.core.topics import validate_topic_name
+from mqttd.hooks.values import ConnectRequest, Message
+
+
+def message_of(message: CoreMessage, now: float) -> Message:
+    """A message of the core as plugins see it."""
+    return Message(
+        message.topic,
+        message.payload,
+        message.qos,
+        message.retain,
+        None,
+        message.expires_at - now if message.expires_at else None,
+        message.origin,
+        message.properties,
+    )
+
+
+def core_message_of(message: Message, now: float, origin: str) -> CoreMessage:
+    """The other way round. ValueError for what is no message."""
+    try:
+        validate_topic_name(message.topic)
+        block = message.block
+    except ProtocolError as error:
+        raise ValueError(f"not a message: {error}") from error
+    if message.qos not in (0, 1, 2) or not isinstance(message.payload, bytes):
+        raise ValueError("not a message: QoS has to be 0, 1 or 2, the payload bytes")
+    return CoreMessage(
+        message.topic,
+        message.topic.encode("utf-8"),
+        message.payload,
+        message.qos,
+        message.retain,
+        block,
+        0.0 if message.expires_in_s is None else now + message.expires_in_s,
+        origin,
+    )
+
+
+def request_of(connect: Connect) -> ConnectRequest:
+    will = connect.will
+    message = None
+    if will is not None:
+        message = Message(
+            will.topic,
+            will.payload,
+            will.qos,
+            will.retain,
+            None,
+            will.message_expiry if will.message_expiry >= 0 else None,
+            connect.client_id,
+            will.properties,
+        )
+    if connect.version >= spec.MQTT5:
+        expiry = connect.properties.session_expiry_interval or 0
+    else:
+        expiry = 0 if connect.clean_start else NEVER
+    return ConnectRequest(
+        connect.client_id,
+        connect.clean_start,
+        connect.keep_alive,
+        connect.username,
+        expiry,
+        tuple(connect.properties.user_properties),
+        message,
+    )
+
+
+def apply_request(wanted: ConnectRequest, asked: ConnectRequest, connect: Connect) -> None:
+    """Make `connect` what a plugin wants it to be."""
+    connect.client_id = wanted.client_id
+    connect.clean_start = wanted.clean_start
+    connect.keep_alive = wanted.keep_alive_s
+    connect.username = wanted.username
+    if wanted.session_expiry_s != asked.session_expiry_s and connect.version >= spec.MQTT5:
+        connect.properties.session_expiry_interval = wanted.session_expiry_s
+    if wanted.will == asked.will:
+        return
+    will = wanted.will
+    if will is None:
+        connect.will = None
+        return
+    delay = 0 if connect.will is None else connect.will.delay_interval
+    connect.will = Will(
+        will.topic,
+        will.payload,
+        will.qos,
+        will.retain,
+        delay,
+        -1 if will.expires_in_s is None else int(will.expires_in_s),
+        will.block,
+    )

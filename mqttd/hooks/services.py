@@ -1,0 +1,435 @@
+"""What the broker does for plugins: `BrokerServices` on a real core.
+
+Owns: promises that wait for a commit, clients inside and their mailboxes, timers, tasks and the
+threads of `run_blocking`, the counters of plugins.
+
+Must not know: sockets; how the store commits, only which batch it has reached.
+
+Invariants: everything here is done on the loop's thread; what a plugin has started ends with it;
+a promise is kept or broken, never forgotten: when the broker stops, who still waits is told so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+from typing import Any, Final, Protocol, TypeVar
+
+from mqttd import log
+from mqttd.core import spec
+from mqttd.core.broker import Broker
+from mqttd.core.connection import Connection
+from mqttd.core.errors import ProtocolError
+from mqttd.core.inside import Inside
+from mqttd.core.packets import Filter
+from mqttd.core.session import Session
+from mqttd.core.topics import validate_topic_filter
+from mqttd.hooks.convert import core_message_of, message_of
+from mqttd.hooks.plugin import (
+    BrokerServices,
+    InternalClient,
+    Received,
+    SessionInfo,
+    Table,
+    Timer,
+)
+from mqttd.hooks.values import Allow, Client, Deny, Message
+
+ResultT = TypeVar("ResultT")
+
+THREADS: Final = 2  # of `run_blocking`, for all plugins: the loop needs a core as well
+_SLICE: Final = 256  # sessions, or retained messages, looked at before others get their turn
+_MAILBOX: Final = 10_000  # QoS 0 messages that wait for a client inside, then they are dropped
+
+audit: Final = logging.getLogger("mqttd.audit")
+
+
+class Decides(Protocol):
+    """What services ask of the hook manager."""
+
+    def forget_decisions(self, client_id: str | None) -> None: ...
+
+    async def may_publish(
+        self, client: Client, topic: str, qos: int, retain: bool
+    ) -> Allow | Deny: ...
+
+
+class Stopped(RuntimeError):
+    """The broker stopped before what was promised came true."""
+
+
+class Works:
+    """What the services of all plugins share."""
+
+    def __init__(self, broker: Broker, schedule: Callable[[], None], decides: Decides) -> None:
+        self.broker = broker
+        self.schedule = schedule
+        self.decides = decides
+        self.clients: dict[Inside, _Inner] = {}
+        self._promises: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._order = 0
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def tick(self) -> None:
+        """Keep the promises that a commit has made true; hand over what came for clients inside."""
+        committed = self.broker.journal.committed
+        promises = self._promises
+        while promises and promises[0][0] <= committed:
+            future = heapq.heappop(promises)[2]
+            if not future.done():
+                future.set_result(None)
+        woken = self.broker.woken
+        if woken:
+            taken = woken.copy()
+            woken.clear()
+            for inside in taken:
+                inner = self.clients.get(inside)
+                if inner is not None:
+                    inner.collect()
+
+    def durable(self, barrier: int) -> Awaitable[None]:
+        """Comes true with the commit of a batch."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        future.add_done_callback(_seen)
+        if barrier <= self.broker.journal.committed:
+            future.set_result(None)
+        else:
+            self._order += 1
+            heapq.heappush(self._promises, (barrier, self._order, future))
+            self.schedule()
+        return future
+
+    def spawn(self, work: Awaitable[Any], name: str = "") -> asyncio.Future[Any]:
+        """A task that is held on to, and whose failure is logged."""
+        task = asyncio.ensure_future(work)
+        if isinstance(task, asyncio.Task) and name:
+            task.set_name(name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Future[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and not isinstance(error, Stopped):
+            name = task.get_name() if isinstance(task, asyncio.Task) else "plugin"
+            audit.getChild("plugins").error("%s failed", name, exc_info=error)
+
+    async def run_blocking(self, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(THREADS, "mqttd-plugin")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, function, *arguments)
+
+    async def close(self) -> None:
+        """Break what can't be kept any more, and end what runs."""
+        for _, _, future in self._promises:
+            if not future.done():
+                future.set_exception(Stopped("the broker has stopped"))
+        self._promises.clear()
+        for inner in list(self.clients.values()):
+            inner.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=5.0)
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _seen(future: asyncio.Future[None]) -> None:
+    """Nobody has to await a promise: one that is broken then is no error of theirs."""
+    if not future.cancelled():
+        future.exception()
+
+
+class _Later(Timer):
+    """A timer, or a task."""
+
+    def __init__(self, handle: asyncio.TimerHandle | asyncio.Future[Any]) -> None:
+        self._handle = handle
+
+    def cancel(self) -> None:
+        self._handle.cancel()
+
+
+class _Rows(Table):
+    def __init__(self, works: Works, name: str) -> None:
+        self._works = works
+        self._name = name
+
+    def get(self, key: str) -> bytes | None:
+        return self._works.broker.tables.get(self._name, key)
+
+    def items(self) -> list[tuple[str, bytes]]:
+        return self._works.broker.tables.items(self._name)
+
+    def set(self, key: str, value: bytes) -> Awaitable[None]:
+        return self._works.durable(self._works.broker.tables.set(self._name, key, value))
+
+    def delete(self, key: str) -> Awaitable[None]:
+        return self._works.durable(self._works.broker.tables.drop(self._name, key))
+
+
+class _Inner(InternalClient):
+    """A client inside, for a plugin."""
+
+    def __init__(self, works: Works, inside: Inside) -> None:
+        self.client_id = inside.client_id
+        self._works = works
+        self._inside = inside
+        self._mailbox: asyncio.Queue[Received | None] = asyncio.Queue()
+        self._in_flight = 0
+        works.clients[inside] = self
+
+    def collect(self) -> None:
+        """What the session has sent goes into the mailbox."""
+        now = monotonic()
+        inside = self._inside
+        for arrival in inside.take():
+            message = message_of(arrival.message, now).replace(
+                qos=arrival.qos, retain=arrival.retain
+            )
+            if arrival.packet_id:
+                self._in_flight += 1
+            self._mailbox.put_nowait(
+                Received(message, arrival.dup, self._acknowledger(arrival.packet_id))
+            )
+        if self._mailbox.qsize() > _MAILBOX:
+            inside.writable = False
+
+    def _acknowledger(self, packet_id: int) -> Callable[[int], None]:
+        if not packet_id:
+            return lambda reason: None
+        session = self._inside.session
+        done = False
+
+        def acknowledge(reason: int) -> None:
+            nonlocal done
+            if done or session is None or self._inside.session is not session:
+                return
+            done = True
+            self._in_flight -= 1
+            self._inside.settle(packet_id, reason, monotonic())
+            self._works.schedule()
+
+        return acknowledge
+
+    def _session(self) -> Session:
+        session = self._inside.session
+        if session is None:
+            raise Stopped(f"the client {self.client_id} is closed")
+        return session
+
+    async def subscribe(
+        self,
+        topic_filter: str,
+        qos: int = 1,
+        *,
+        no_local: bool = True,
+        retain_as_published: bool = True,
+        retain_handling: int = 1,
+    ) -> None:
+        session = self._session()
+        if topic_filter.startswith("$share/"):
+            no_local = False  # [MQTT-3.8.3-4]
+        entry = Filter(topic_filter, min(qos, 1), no_local, retain_as_published, retain_handling)
+        code = self._works.broker.subscribe(session, entry, 0)
+        if code >= 0x80:
+            raise ValueError(f"can't subscribe to {topic_filter!r}: {spec.reason_name(code)}")
+        self._works.schedule()
+        await self._works.durable(session.barrier)
+
+    async def unsubscribe(self, topic_filter: str) -> None:
+        session = self._session()
+        self._works.broker.unsubscribe(session, topic_filter)
+        self._works.schedule()
+        await self._works.durable(session.barrier)
+
+    @property
+    def subscriptions(self) -> list[str]:
+        return list(self._session().subscriptions)
+
+    async def __aiter__(self) -> AsyncIterator[Received]:
+        while True:
+            received = await self._mailbox.get()
+            if received is None:
+                return
+            inside = self._inside
+            if not inside.writable and self._mailbox.qsize() < _MAILBOX // 2:
+                inside.writable = True
+                if inside.session is not None:
+                    inside.session.pump(monotonic())
+                    self._works.schedule()
+            yield received
+
+    async def publish(self, message: Message) -> int:
+        return await submit(self._works, message, self.client_id, self._session())
+
+    @property
+    def queued(self) -> int:
+        session = self._inside.session
+        if session is None or session.queue is None:
+            return 0
+        return len(session.queue)
+
+    @property
+    def in_flight(self) -> int:
+        session = self._inside.session
+        return 0 if session is None else len(session.window.deliveries)
+
+    def close(self) -> None:
+        if self._works.clients.pop(self._inside, None) is None:
+            return
+        self._works.broker.leave_inside(self._inside, monotonic())
+        self._mailbox.put_nowait(None)
+        self._works.schedule()
+
+
+async def submit(works: Works, message: Message, origin: str, session: Session | None) -> int:
+    """Publish, and wait until it is durable; returns how many matched. ValueError, or `Stopped`."""
+    now = monotonic()
+    core = core_message_of(message, now, origin)
+    while True:
+        try:
+            done = works.broker.submit(core, now, session)
+            break
+        except ProtocolError:
+            # The disk is full: as with any client, the message stays with its publisher meanwhile.
+            await asyncio.sleep(0.5)
+    works.schedule()
+    if done.barrier:
+        await works.durable(done.barrier)
+    return done.matched
+
+
+class Services(BrokerServices):
+    """The services of one plugin."""
+
+    def __init__(self, name: str, works: Works) -> None:
+        self.name = name
+        self.log = logging.getLogger(f"mqttd.plugins.{name}")
+        self.counts: dict[str, int] = {}
+        self.gauges: dict[str, float] = {}
+        self._works = works
+
+    def now(self) -> float:
+        return monotonic()
+
+    async def publish(self, message: Message) -> int:
+        return await submit(self._works, message, message.client_id, None)
+
+    async def client(
+        self, client_id: str, *, receive_maximum: int = 256, session_expiry_s: int = 0xFFFFFFFF
+    ) -> InternalClient:
+        works = self._works
+        try:
+            inside = works.broker.connect_inside(
+                client_id, f"\0{self.name}", session_expiry_s, receive_maximum, monotonic()
+            )
+        except ProtocolError as error:
+            raise ValueError(f"no client {client_id!r}: {error}") from error
+        inner = _Inner(works, inside)
+        works.schedule()
+        session = inside.session
+        if session is not None:
+            await works.durable(session.barrier)
+        return inner
+
+    async def retained(self, topic_filter: str) -> AsyncIterator[Message]:
+        try:
+            validate_topic_filter(topic_filter)
+        except ProtocolError as error:
+            raise ValueError(f"not a filter: {topic_filter!r}: {error}") from error
+        cursor = self._works.broker.retained.cursor(topic_filter)
+        while not cursor.done:
+            now = monotonic()
+            for core in cursor.take(_SLICE):
+                if core.expires_at and core.expires_at <= now:
+                    continue
+                yield message_of(core, now)
+            await asyncio.sleep(0)
+
+    def session(self, client_id: str) -> SessionInfo | None:
+        session = self._works.broker.sessions.get(client_id)
+        return None if session is None else session_info(session)
+
+    async def sessions(self) -> AsyncIterator[SessionInfo]:
+        sessions = self._works.broker.sessions
+        for place, client_id in enumerate(list(sessions)):
+            session = sessions.get(client_id)
+            if session is not None:
+                yield session_info(session)
+            if place % _SLICE == _SLICE - 1:
+                await asyncio.sleep(0)
+
+    def kick(
+        self, client_id: str, reason: str = "", code: int = spec.ADMINISTRATIVE_ACTION
+    ) -> bool:
+        done = self._works.broker.kick(client_id, code, reason or "by a plugin", monotonic())
+        self._works.schedule()
+        return done
+
+    def forget_decisions(self, client_id: str | None = None) -> None:
+        self._works.decides.forget_decisions(client_id)
+
+    async def may_publish(
+        self, client: Client, topic: str, qos: int = 0, retain: bool = False
+    ) -> Allow | Deny:
+        return await self._works.decides.may_publish(client, topic, qos, retain)
+
+    def call_later(self, delay_s: float, action: Callable[[], object]) -> Timer:
+        def go() -> None:
+            try:
+                result = action()
+            except Exception:
+                self.log.exception("plugin %s failed in a timer", self.name)
+                return
+            if isinstance(result, Awaitable):
+                self._works.spawn(result, f"timer of plugin {self.name}")
+
+        return _Later(asyncio.get_running_loop().call_later(max(delay_s, 0.0), go))
+
+    def spawn(self, work: Awaitable[object], name: str = "") -> Timer:
+        return _Later(self._works.spawn(work, f"{name or 'task'} of plugin {self.name}"))
+
+    async def run_blocking(self, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        return await self._works.run_blocking(function, *arguments)
+
+    def table(self, name: str = "") -> Table:
+        return _Rows(self._works, f"{self.name}/{name}" if name else self.name)
+
+    def count(self, name: str, by: int = 1) -> None:
+        self.counts[name] = self.counts.get(name, 0) + by
+
+    def gauge(self, name: str, value: float) -> None:
+        self.gauges[name] = value
+
+    def audit(self, kind: str, **fields: object) -> None:
+        log.events(audit, [(kind, logging.INFO, {"plugin": self.name, **fields})])
+
+
+def session_info(session: Session) -> SessionInfo:
+    """A session as plugins and operators see it."""
+    link = session.link
+    owner = session.owner
+    return SessionInfo(
+        session.client_id,
+        None if owner is None or owner.startswith("\0") else owner,
+        link is not None,
+        link.peer if isinstance(link, Connection) else ("inside" if link is not None else ""),
+        tuple(session.subscriptions),
+        0 if session.queue is None else len(session.queue),
+        len(session.window.deliveries),
+        session.expiry_interval,
+    )
