@@ -117,13 +117,19 @@ class Rules:
 
 
 class BoundRules:
-    """Three questions. Where `spoilt` isn't empty there are no rules, and nothing is allowed."""
+    """Three questions. Where `spoilt` isn't empty there are no rules, and nothing is allowed.
 
-    __slots__ = ("_rules", "spoilt")
+    `conditional`: the same topic may be answered otherwise with another QoS or RETAIN.
+    """
+
+    __slots__ = ("_rules", "conditional", "spoilt")
 
     def __init__(self, rules: list[_Bound], spoilt: str = "") -> None:
         self._rules = rules
         self.spoilt = spoilt
+        self.conditional = any(
+            bound.rule.qos != _EVERY_QOS or bound.rule.retain is not None for bound in rules
+        )
 
     def publish(self, topic: str, qos: int, retain: bool) -> Found | None:
         if self.spoilt:
