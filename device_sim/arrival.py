@@ -15,6 +15,8 @@ Pure: times are seconds from the begin of the action, chance comes in.
 
 from __future__ import annotations
 
+import math
+
 from device_sim.actions import ArrivalModel
 from device_sim.chance import Chance
 from device_sim.scenario import MessageArrival, Paced
@@ -41,11 +43,9 @@ def connect_times(
 
 def _on_stairs(area: float, steps: int) -> float:
     """Where under stairs of 1, 2, … `steps`, each 1 wide, the area on the left is so large."""
-    for height in range(1, steps + 1):
-        if area < height:
-            return height - 1 + area / height
-        area -= height
-    return steps + area / steps
+    # The first n stairs hold n * (n + 1) / 2; behind the last one it goes on at its height.
+    height = min(int((math.sqrt(8.0 * area + 1.0) + 1.0) / 2.0), steps)
+    return height - 1 + (area - height * (height - 1) / 2) / height
 
 
 class MessageTimes:

@@ -26,12 +26,13 @@ from device_sim.shapes import (
     Size,
     Span,
     Time,
+    Whole,
     parse_size,
     refuse,
     size_schema,
 )
 
-Scalar = str | int | float | bool | None
+Scalar = str | Whole | Annotated[float, Field(allow_inf_nan=False)] | bool | None
 Digits = Annotated[int, Field(ge=0, le=15)]
 PayloadSize = Annotated[
     int,
@@ -87,9 +88,9 @@ class Sine(Node):
 class Counter(Node):
     """A number that grows with each message."""
 
-    start: int = 0
-    step: int = 1
-    wrap: Annotated[int, Field(ge=1)] | None = None
+    start: Whole = 0
+    step: Whole = 1
+    wrap: Annotated[int, Field(ge=1, le=2**63)] | None = None
     """Values stay below this, and begin at 0 again."""
 
 

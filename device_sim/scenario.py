@@ -167,11 +167,11 @@ class Reconnect(Node):
 class Clock(Node):
     """How wrong the devices' clocks are; seen by `timestamp` fields only."""
 
-    offset: Number = 0.0
+    offset: Annotated[float, Field(ge=-1e9, le=1e9)] = 0.0
     """Seconds, the same for all; negative is slow."""
-    spread: Annotated[Number, Field(ge=0)] = 0.0
+    spread: Annotated[float, Field(ge=0, le=1e8)] = 0.0
     """Standard deviation among devices, seconds."""
-    drift: Number = 0.0
+    drift: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.0
     """Parts per million."""
 
 

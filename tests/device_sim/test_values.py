@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from device_sim.chance import Chance
 from device_sim.naming import Names, Template
@@ -282,6 +283,67 @@ def test_same_seed_same_payloads(
     keys = {"encoding": encoding, "size": size}
     one, other = (source(fields, index, seed, **keys) for _ in range(2))
     assert [one.next(float(t)) for t in range(5)] == [other.next(float(t)) for t in range(5)]
+
+
+numbers = st.floats(-1e15, 1e15)
+extremes = st.one_of(
+    st.builds(
+        lambda start, step, digits: {"walk": {"start": start, "step": step, "digits": digits}},
+        numbers,
+        numbers.map(abs),
+        st.integers(0, 15),
+    ),
+    st.builds(
+        lambda mean, sd, digits: {"normal": {"mean": mean, "sd": sd, "digits": digits}},
+        numbers,
+        numbers.map(abs),
+        st.integers(0, 15),
+    ),
+    st.builds(
+        lambda mean, amplitude, period: {
+            "sine": {"mean": mean, "amplitude": amplitude, "period": period, "digits": 0}
+        },
+        numbers,
+        numbers,
+        st.floats(1e-9, 3e8),
+    ),
+    st.builds(
+        lambda start, step: {"counter": {"start": start, "step": step}},
+        st.integers(-(2**63), 2**63 - 1),
+        st.integers(-(2**63), 2**63 - 1),
+    ),
+    st.sampled_from(["exp(t) ** last", "1e299 * 1e299", "last * 1e299 + 1e299"]).map(
+        lambda text: {"expression": text}
+    ),
+)
+
+
+@given(extremes, st.sampled_from(["json", "cbor", "raw", "packed"]), st.floats(0, 1e8))
+def test_extreme_models_give_values_that_can_be_sent(model: Any, encoding: str, t: float) -> None:
+    of = source({"v": model, "w": model}, encoding=encoding)
+    for step in range(5):
+        body = of.next(t + step)
+        assert body
+        assert encoding not in ("json", "raw") or b"inf" not in body.lower()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"counter": {"start": 2**63}}, {"walk": {"step": 1e16}}, math.inf, {"sine": {}}],
+)
+def test_models_that_would_give_none_are_refused(wrong: Any) -> None:
+    with pytest.raises(ValidationError):
+        source({"v": wrong})
+
+
+@given(st.floats(-1e9, 1e9), st.floats(0, 1e8), st.floats(-1e6, 1e6), st.floats(0, 1e7))
+def test_the_most_wrong_clock_has_a_time(
+    offset: float, spread: float, drift: float, t: float
+) -> None:
+    clock = {"offset": offset, "spread": spread, "drift": drift}
+    body = source({"v": {"timestamp": "iso"}}, clock=clock).next(t, NEW_YEAR)
+    assert body is not None
+    assert json.loads(body)["v"].endswith("Z")
 
 
 def test_another_seed_index_or_key_other_values() -> None:
