@@ -42,7 +42,7 @@ def template(
     retain: bool = False,
 ) -> Template:
     """The frame that all messages of a stream are patched from; `filler` is their padding."""
-    publish = Publish(topic, encode(header, size), header.qos, False, retain)
+    publish = Publish(topic, encode(header, size), header.qos, retain)
     if header.qos:
         publish.packet_id = 1
     if version == spec.MQTT5:

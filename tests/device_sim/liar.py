@@ -2,7 +2,8 @@
 
 It runs on a loop and a thread of its own, so that a test can call the command line like a user.
 Which lie meets which message is decided by `Lies`: numbers of messages within each topic, counted
-from 0 in the order in which they are published.
+from 0 in the order in which they are published; wills count by themselves. It retains messages only
+when it is told to, and keeps no sessions.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from mqttd.core.packets import (
     Record,
     Suback,
     Subscribe,
+    Will,
 )
 from mqttd.core.properties import Properties
 from mqttd.core.topics import matches
@@ -52,6 +54,13 @@ class Lies:
         self.hang_up_on_reader: set[int] = set()
         self.disconnect: set[int] = set()
         self.acknowledge_twice: set[int] = set()
+        self.delay: set[int] = set()
+        self.drop_will: set[int] = set()
+        self.double_will: set[int] = set()
+        self.will_for_everybody = False
+        self.retains = False
+        self.replays_the_first = False
+        self.replays_nothing = False
         self.connack = 0
         self.connack_properties: Properties | None = None
         self.suback = -1
@@ -68,6 +77,7 @@ class _Peer:
         self.version = spec.MQTT311
         self.filters: list[tuple[str, int]] = []
         self.next_id = 0
+        self.will: Will | None = None
 
     def send(self, packet: Record) -> None:
         self.writer.write(encode_packet(packet, self.version))
@@ -87,6 +97,7 @@ class _Peer:
         if isinstance(packet, Connect):
             self.client_id = packet.client_id
             self.version = packet.version
+            self.will = packet.will
             if not self.liar.lies.silent:
                 self.send(Connack(False, self.liar.lies.connack, self.liar.lies.connack_properties))
         elif isinstance(packet, Subscribe):
@@ -95,6 +106,8 @@ class _Peer:
                 self.filters.append((each.topic_filter, each.qos if granted < 0 else granted))
             codes = [each.qos if granted < 0 else granted for each in packet.filters]
             self.send(Suback(packet.packet_id, codes))
+            for each in packet.filters:
+                self.liar.replay(self, each.topic_filter, each.qos)
         elif isinstance(packet, Publish):
             self.liar.published(self, packet)
         elif isinstance(packet, Pubrel):
@@ -104,6 +117,8 @@ class _Peer:
         elif isinstance(packet, Pingreq):
             self.liar.pinged.add(self.client_id)
             self.send(Pingresp())
+        elif isinstance(packet, Disconnect) and not self.liar.lies.will_for_everybody:
+            self.will = None
 
 
 class Liar:
@@ -115,6 +130,9 @@ class Liar:
         self.pinged: set[str] = set()
         self.counts: dict[str, int] = {}
         self.held: dict[str, Publish] = {}
+        self.delayed: dict[str, list[Publish]] = {}
+        self.retained: dict[str, list[Publish]] = {}
+        self.wills = 0
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
         self._asked = False
@@ -184,6 +202,8 @@ class Liar:
         finally:
             self.peers.remove(peer)
             writer.close()
+            if peer.will is not None:
+                self.died(peer.will)
 
     def published(self, peer: _Peer, message: Publish) -> None:
         lies = self.lies
@@ -204,10 +224,39 @@ class Liar:
                 elif message.qos == 2:
                     peer.send(Pubrec(message.packet_id, reason))
         if not refused:
+            if message.retain:
+                self.retained.setdefault(message.topic, []).append(message)
             self.route(message, number)
+
+    def died(self, will: Will) -> None:
+        lies = self.lies
+        number = self.wills
+        self.wills += 1
+        for _ in range((number not in lies.drop_will) + (number in lies.double_will)):
+            for peer in self.peers[:]:
+                peer.deliver(Publish(will.topic, will.payload, will.qos))
+
+    def replay(self, peer: _Peer, topic_filter: str, qos: int) -> None:
+        lies = self.lies
+        if not lies.retains or lies.replays_nothing:
+            return
+        for topic, messages in self.retained.items():
+            if matches(topic_filter, topic):
+                kept = messages[0 if lies.replays_the_first else -1]
+                copy = Publish(topic, kept.payload, min(qos, kept.qos), True)
+                if copy.qos:
+                    peer.next_id = peer.next_id % 65535 + 1
+                    copy.packet_id = peer.next_id
+                peer.send(copy)
 
     def route(self, message: Publish, number: int) -> None:
         lies = self.lies
+        if number in lies.delay:
+            self.delayed.setdefault(message.topic, []).append(message)
+            return
+        for earlier in self.delayed.pop(message.topic, []):
+            for peer in self.peers[:]:
+                peer.deliver(earlier)
         if number in lies.swap_with_next:
             self.held[message.topic] = message
             return
