@@ -7,10 +7,15 @@ Layers, each importing only those before it:
 
     histogram payload ranges verdict ledger     pure: numbers and bytes in, numbers out
     client publisher schedule plan              pure: the MQTT client, who sends what and when
+    shapes content actions scenario             pure: what a scenario may say
+    naming chance expression encodings          pure: names, chance, formulas, bytes
+    arrival values forecast                     pure: when, what and how much
+    check load save                             a scenario's file: read, checked, written
     link connect flood                          the run: asyncio, sockets, the clock
     limits thresholds report progress           the machine's limits; words, tables, JSON
     cli                                         arguments to settings, verdict to exit code
 
 Of the broker it uses the wire codec alone (`mqttd.core` spec, errors, wire, properties, packets,
 encode, decode), never its logic: a simulator that shared the broker's mistakes could not see them.
+`mqttd.yamltree`, which reads scenarios, knows YAML and no MQTT.
 """
