@@ -272,28 +272,32 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def _fetch(url: str, authorities: Path | None, timeout_s: float) -> KeyRing:
     """In a thread. `timeout_s` is for all of it, a server that drips included."""
     until = time.monotonic() + timeout_s
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _NoRedirect()]
-    if url.startswith("https:"):
-        context = ssl.create_default_context(cafile=authorities)
-        handlers.append(urllib.request.HTTPSHandler(context=context))
-    opener = urllib.request.build_opener(*handlers)
+    where = url.partition("?")[0]  # what stands behind it may be secret
     request = urllib.request.Request(url, headers={"Accept": "application/json"})
     try:
-        with opener.open(request, timeout=timeout_s) as response:
+        with _opener(url, authorities).open(request, timeout=timeout_s) as response:
             if response.status != 200:
-                raise KeyProblem(f"{url}: answered {response.status}, expected 200")
+                raise KeyProblem(f"{where}: answered {response.status}, expected 200")
             raw = b""
             while chunk := response.read1(65536):
                 raw += chunk
                 if len(raw) > _LARGEST_SET:
-                    raise KeyProblem(f"{url}: more than {_LARGEST_SET} bytes")
+                    raise KeyProblem(f"{where}: more than {_LARGEST_SET} bytes")
                 if time.monotonic() > until:
-                    raise KeyProblem(f"{url}: not all of it within {timeout_s:g} s")
+                    raise KeyProblem(f"{where}: not all of it within {timeout_s:g} s")
     except urllib.error.HTTPError as error:
         error.close()
-        raise KeyProblem(f"{url}: answered {error.code}, expected 200") from None
+        raise KeyProblem(f"{where}: answered {error.code}, expected 200") from None
     except urllib.error.URLError as error:
-        raise KeyProblem(f"{url}: {error.reason}") from None
+        raise KeyProblem(f"{where}: {error.reason}") from None
     except (OSError, http.client.HTTPException) as error:
-        raise KeyProblem(f"{url}: {error or type(error).__name__}") from None
-    return ring_of_set(raw, url)
+        raise KeyProblem(f"{where}: {error or type(error).__name__}") from None
+    return ring_of_set(raw, where)
+
+
+def _opener(url: str, authorities: Path | None) -> urllib.request.OpenerDirector:
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _NoRedirect()]
+    if url.startswith("https:"):
+        context = ssl.create_default_context(cafile=authorities)
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    return urllib.request.build_opener(*handlers)

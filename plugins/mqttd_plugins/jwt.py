@@ -123,7 +123,7 @@ class Config(PluginConfig):
         if url is None:
             return None
         parts = urlsplit(url)
-        if parts.scheme not in ("https", "http") or not parts.hostname:
+        if parts.scheme not in ("https", "http") or not parts.hostname or parts.username:
             raise ValueError("expected https://host/path")
         if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
             raise ValueError("expected https: over http anybody on the way could give the keys")
