@@ -62,6 +62,7 @@ from mqttd.scalars import (
 from mqttd.yamltree import ConfigError, Document, Loc, Problem, decode, dotted, shown
 
 __all__ = [
+    "OFF",
     "Config",
     "ConfigError",
     "Problem",
@@ -75,6 +76,7 @@ __all__ = [
 _LARGEST_PACKET: Final = (
     268_435_460  # the longest remaining length, its four bytes and the first byte
 )
+OFF: Final = "off"
 _SOCKET_PATH_BYTES: Final = 107  # sun_path of Linux without its closing NUL
 _NAME: Final = r"^[A-Za-z0-9_.-]{1,64}$"
 _NOT_IN_TOPICS: Final = ("Cc", "Cs")  # control characters, surrogates
@@ -118,6 +120,15 @@ def _parse_use(value: object, info: ValidationInfo) -> str:
     if not isinstance(value, str) or not value:
         raise refuse("the name of a plugin, dotted.path:Class, or a file such as ./mine.py")
     return str(base_of(info) / value) if value.endswith(".py") else value
+
+
+def _parse_control(value: object, info: ValidationInfo) -> object:
+    if value in (None, OFF):
+        return value
+    path = str(parse_path(value, info))
+    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
+        raise refuse(f"a socket path of at most {_SOCKET_PATH_BYTES} bytes")
+    return path
 
 
 def _parse_bind(value: object, info: ValidationInfo) -> str:
@@ -334,8 +345,11 @@ class PluginEntry(Node):
 class ControlConfig(Node):
     """The socket that `mqttd clients`, `explain`, `top` and the like speak to."""
 
-    path: FilePath
-    """A Unix socket, for the user that the broker runs as."""
+    path: (
+        Annotated[str, BeforeValidator(_parse_control), WithJsonSchema({"type": "string"})] | None
+    ) = None
+    """A Unix socket, for the user that the broker runs as; `off`: none. When absent: beside the
+    database, with the ending .ctl; none where nothing is kept."""
     record: Annotated[int, Field(ge=0, le=10_000_000)] = 10_000
     """Decisions that `mqttd explain` can tell of, the last so many; 0: none."""
 
@@ -376,7 +390,8 @@ class Config(Node):
     metrics: MetricsConfig | None = None
     """Answer /metrics, /healthz and /readyz over HTTP. When absent: don't."""
     control: ControlConfig | None = None
-    """Answer `mqttd clients`, `explain`, `reload` … on a Unix socket. When absent: don't."""
+    """Answer `mqttd clients`, `explain`, `reload` … on a Unix socket. When absent: `mqttd run` does
+    so beside the database, a broker inside another process doesn't."""
     logging: LoggingConfig = LoggingConfig()
     plugins: list[PluginEntry] = []
     """Asked in this order."""
@@ -387,6 +402,20 @@ class Config(Node):
     def base(self) -> Path:
         """What relative file names are taken from."""
         return self._origin.base
+
+    @property
+    def file(self) -> str:
+        """The file that it was read from; "" where it wasn't."""
+        return self._origin.file
+
+    def control_socket(self) -> Path | None:
+        """Where the commands of `mqttd` reach a broker of this configuration; None for nowhere."""
+        path = None if self.control is None else self.control.path
+        if path is not None:
+            return None if path == OFF else Path(path)
+        if self.storage.path == ":memory:":
+            return None
+        return Path(self.storage.path).with_suffix(".ctl")
 
     def problem(
         self, loc: Loc, found: str, expected: str = "", hint: str = "", at_key: bool = False

@@ -97,6 +97,8 @@ DROPS: Final = (
     count.DROP_REFUSED,
     count.DROP_LOST,
     count.DROP_NO_MEMBER,
+    count.DROP_NOT_AUTHORIZED,
+    count.DROP_BY_PLUGIN,
 )
 REFUSALS: Final = (
     count.REFUSED_HANDSHAKE,

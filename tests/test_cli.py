@@ -27,6 +27,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         def __init__(self, config: Config) -> None:
             configs.append(config)
 
+        def warnings(self) -> list[str]:
+            return configs[-1].warnings()
+
         async def run(self) -> int:
             await asyncio.sleep(0)
             return 0

@@ -89,7 +89,8 @@ def test_the_commented_file_shows_every_key(root: Path) -> None:
     shown = set(re.findall(r"^[ #-]*(\w+):", text, re.MULTILINE))
     models: list[type[BaseModel]] = [Config, config.ListenerConfig, config.TlsConfig]
     models += [config.StorageConfig, config.LimitsConfig, config.LoggingConfig]
-    models += [config.MetricsConfig]
+    models += [config.MetricsConfig, config.ControlConfig]
+    models += [config.PluginEntry, config.BreakerConfig]
     keys = {name for model in models for name in model.model_fields}
     assert keys <= shown, keys - shown
 
@@ -308,7 +309,7 @@ listeners:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("plugins: []", "f:1:1 plugins: unknown key 'plugins', expected one of limits, "),
+        ("plugin: []", "f:1:1 plugin: unknown key 'plugin', expected one of control, "),
         ("max_inflight: 1", "(it belongs at limits.max_inflight)"),
         ("cert: a", "(it belongs at listeners.tls.cert)"),
         ("limits: 3", "f:1:9 limits: found 3, expected a mapping of keys"),

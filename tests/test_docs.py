@@ -46,7 +46,10 @@ SECTIONS: dict[str, tuple[type[BaseModel], dict[str, object]]] = {
     "`storage`": (config.StorageConfig, {}),
     "`limits`": (config.LimitsConfig, {}),
     "`metrics`": (config.MetricsConfig, {}),
+    "`control`": (config.ControlConfig, {}),
     "`logging`": (config.LoggingConfig, {}),
+    "`plugins[]`": (config.PluginEntry, {"use": "a"}),
+    "`plugins[].breaker`": (config.BreakerConfig, {}),
 }
 
 
