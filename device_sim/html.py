@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any, Final
 
+import yaml
+
 from device_sim.plot import Line, Mark, Moments, over_time, percentile_curve, time_line
 from device_sim.report import (
     CLASS_OF,
@@ -25,6 +27,8 @@ from device_sim.verdict import promises
 
 CURVE: Final = (0.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.99, 99.999, 100.0)
 FAULTS_LISTED: Final = 100
+SHORT: Final = 60
+"""So many characters of a value stand in the open."""
 WRONG: Final = ' class="wrong"'
 
 
@@ -44,8 +48,8 @@ def page(result: Result) -> str:
         _section("Latency", _table(latency_rows(report))),
         _faults(result),
         _section("Streams with trouble", _troubled(report)),
-        _section("Settings", _pairs(_flat(result.settings))),
-        _section("Environment", _pairs(_flat(result.environment))),
+        _section("Settings", _values(result.settings)),
+        _section("Environment", _values(result.environment)),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -267,19 +271,17 @@ def _broken(rows: list[list[str]], strict: bool) -> list[tuple[int, int]]:
     return found
 
 
-def _flat(values: dict[str, Any]) -> list[tuple[str, str]]:
-    found = []
-    for name, value in values.items():
+def _values(values: dict[str, Any]) -> str:
+    """Names and values: short ones as pairs, the others as YAML that unfolds."""
+    pairs = []
+    folded = []
+    for key, value in values.items():
+        name = escape(key.replace("_", " "))
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        found.append((name.replace("_", " "), text))
-    return found
-
-
-def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
-    if not pairs:
-        return ""
-    return '<dl class="pairs">{}</dl>'.format(
-        "".join(
-            f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in pairs
-        )
-    )
+        if isinstance(value, dict | list) and len(text) > SHORT:
+            lines = yaml.safe_dump(value, allow_unicode=True, sort_keys=False)
+            folded.append(f"<details><summary>{name}</summary><pre>{escape(lines)}</pre></details>")
+        else:
+            pairs.append(f"<div><dt>{name}</dt><dd>{escape(text)}</dd></div>")
+    listed = f'<dl class="pairs">{"".join(pairs)}</dl>' if pairs else ""
+    return listed + "".join(folded)

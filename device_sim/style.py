@@ -56,6 +56,10 @@ tr:last-child td { border-bottom: 0; }
   border-bottom: 1px solid var(--rule); padding: 3px 0; }
 .pairs dt { color: var(--soft); }
 .pairs dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
+details { margin-top: 8px; }
+summary { cursor: pointer; color: var(--soft); }
+pre { margin: 6px 0 0; font: 13px/1.45 ui-monospace, "DejaVu Sans Mono", monospace;
+  overflow-x: auto; }
 @media (max-width: 700px) { .pairs { columns: 1; } }
 p.note { color: var(--soft); margin: 8px 0 0; }
 svg { display: block; width: 100%; min-width: 640px; height: auto; }

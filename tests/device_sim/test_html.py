@@ -150,6 +150,16 @@ def test_nothing_that_others_named_becomes_markup() -> None:
     tree = Tree(page(made))
     assert tree.of("script") == []
     assert evil in "".join(tree.text["h1"])
+    assert evil in tree.text["dd"]
+
+
+def test_a_whole_scenario_among_the_settings_unfolds() -> None:
+    made = result()
+    made.settings = {"seed": 7, "groups": [{"name": "<b>", "topics": ["t"] * 30}]}
+    tree = Tree(page(made))
+    assert tree.text["summary"] == ["groups"]
+    assert tree.text["pre"][0].startswith("- name: <b>\n  topics:\n  - t\n")
+    assert "7" in tree.text["dd"]
 
 
 def test_runs_of_no_length_and_of_one_second() -> None:
