@@ -212,7 +212,7 @@ class BanPlugin(Plugin[Config]):
             banned = self._ban_of(address, event.client_id, (event.username,)) is not None
             if event.kind == CONNECTED:
                 if banned or self._flaps(event.client_id, address):
-                    self.broker.kick(event.client_id, "banned", reason_codes.BANNED)
+                    self.broker.kick(event.client_id, "banned")
             elif not banned and not self._is_exempt(address) and _is_an_attempt(event):
                 self._on_refused(event, address)
 
@@ -366,9 +366,7 @@ class BanPlugin(Plugin[Config]):
                 continue
             address = Client("", peer=session.peer).address
             found = self._ban_of(address, session.client_id, (session.username,))
-            if found is not None and self.broker.kick(
-                session.client_id, "banned", reason_codes.BANNED
-            ):
+            if found is not None and self.broker.kick(session.client_id, "banned"):
                 kicked.append(session.client_id)
         return kicked
 

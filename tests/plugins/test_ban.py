@@ -201,7 +201,7 @@ async def test_a_client_that_comes_and_goes_is_kicked_and_kept_out() -> None:
     connected(plugin, 4)
     assert broker.kicked == []
     connected(plugin, 1)
-    assert broker.kicked == [("c", "banned", reason_codes.BANNED)]
+    assert broker.kicked == [("c", "banned", reason_codes.ADMINISTRATIVE_ACTION)]
     assert connect(plugin, "c", "198.51.100.1") is not None
     assert connect(plugin, "d") is None
     await broker.advance(60.0)
@@ -283,7 +283,7 @@ async def test_a_user_that_was_only_found_out_later_is_kicked() -> None:
     for address in (FAR, "127.0.0.1"):
         assert connect(plugin, "c", address) is None  # a token hides who it is
         connected(plugin, 1, "c", address, "ann")
-    assert broker.kicked == [("c", "banned", reason_codes.BANNED)] * 2
+    assert broker.kicked == [("c", "banned", reason_codes.ADMINISTRATIVE_ACTION)] * 2
 
 
 @pytest.mark.parametrize(
