@@ -202,6 +202,7 @@ def _bar(name: str, x: Scale, mark: Mark, top: float, label: str) -> str:
     start = x(mark.at_s)
     end = x(mark.until_s) if mark.until_s is not None else start
     width = max(6.0, end - start)
+    start = min(start, x.end - width)
     text = ""
     if label and width > 7 * len(label):
         text = _text("lane", start + 5, top + LANE - 8, label, "start")
