@@ -81,6 +81,13 @@ class BruteForce(Rule):
     ban: Duration = 300.0
     by: list[Literal["address", "client", "user"]] = ["address"]
     """Whose failures are counted, and who is banned then."""
+    ignore: list[str] = [
+        "plugin ",
+        "too many logins",
+        "the users can't be looked up",
+        "the authentication service doesn't answer",
+    ]
+    """Refusals whose reason in the log begins like this are the broker's trouble, no attempt."""
 
 
 class Flapping(Rule):
@@ -213,7 +220,7 @@ class BanPlugin(Plugin[Config]):
             if event.kind == CONNECTED:
                 if banned or self._flaps(event.client_id, address):
                     self.broker.kick(event.client_id, "banned")
-            elif not banned and not self._is_exempt(address) and _is_an_attempt(event):
+            elif not banned and not self._is_exempt(address):
                 self._on_refused(event, address)
 
     async def control(self, action: str, arguments: Mapping[str, object]) -> object:
@@ -264,7 +271,7 @@ class BanPlugin(Plugin[Config]):
 
     def _on_refused(self, event: Event, address: str) -> None:
         rule = self.config.brute_force
-        if rule is None:
+        if rule is None or event.reason.startswith(tuple(rule.ignore)):
             return
         network = network_of(address, self.config.ipv6_prefix)
         values: dict[Kind, str | None] = {
@@ -369,11 +376,6 @@ class BanPlugin(Plugin[Config]):
             if found is not None and self.broker.kick(session.client_id, "banned"):
                 kicked.append(session.client_id)
         return kicked
-
-
-def _is_an_attempt(event: Event) -> bool:
-    """A plugin that fails refuses everybody, whatever they have sent."""
-    return not event.reason.startswith("plugin ")
 
 
 def _seconds(value: object) -> float | None:

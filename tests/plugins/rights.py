@@ -1,4 +1,4 @@
-"""A plugin for tests: who may publish and subscribe to what, as two lists of filters."""
+"""Plugins for tests: who may publish and subscribe to what, by lists; one that fails."""
 
 from mqttd_plugins._filters import covers, levels_of
 from pydantic import Field
@@ -6,6 +6,7 @@ from pydantic import Field
 from mqttd.api import (
     Allow,
     Client,
+    Credentials,
     Decision,
     Deny,
     Plugin,
@@ -29,3 +30,8 @@ class Rights(Plugin[Config]):
         wanted = levels_of(subscription.inner_filter)
         allowed = any(covers(levels_of(one), wanted) for one in self.config.subscribe)
         return Allow() if allowed else Deny("no right to subscribe")
+
+
+class Broken(Plugin[PluginConfig]):
+    def authenticate(self, client: Client, credentials: Credentials) -> Decision:
+        raise OSError("no users")

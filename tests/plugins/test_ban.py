@@ -132,11 +132,24 @@ async def test_refusals_by_a_ban_do_not_make_it_longer() -> None:
     assert broker.counts["brute_force"] == 1
 
 
-async def test_a_plugin_that_fails_is_nobodys_fault() -> None:
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "plugin jwt failed in authenticate",
+        "plugin jwt is resting after failures",
+        "too many logins at a time",
+        "the users can't be looked up",
+        "the authentication service doesn't answer",
+    ],
+)
+async def test_a_broker_that_cannot_decide_is_nobodys_fault(reason: str) -> None:
     plugin, _ = await started(brute_force={"failures": 1})
-    for reason in ("plugin jwt failed in authenticate", "plugin jwt is resting after failures"):
-        plugin.observe([Event(REFUSED, 0.0, "c", None, peer(FAR), reason=reason)])
+    event = Event(REFUSED, 0.0, "c", None, peer(FAR), reason=reason)
+    plugin.observe([event])
     assert connect(plugin) is None
+    await plugin.reload(Config.model_validate({"brute_force": {"failures": 1, "ignore": []}}))
+    plugin.observe([event])
+    assert connect(plugin) is not None
 
 
 async def test_failures_may_be_counted_by_user_and_by_client() -> None:

@@ -153,6 +153,16 @@ async def test_an_address_that_guesses_passwords_is_kept_out() -> None:
         assert await connack(broker, "c") == reason_codes.BANNED
 
 
+async def test_an_authenticator_that_fails_bans_nobody() -> None:
+    rule = {"exempt": [], "brute_force": {"failures": 1}}
+    broken = {"use": "tests.plugins.rights:Broken"}
+    async with broker_with({"use": "ban", "config": rule}, broken) as broker:
+        for _ in range(3):
+            assert await connack(broker, "c") == reason_codes.UNSPECIFIED_ERROR
+        services = broker._app.hooks.services["ban"]  # type: ignore[union-attr]
+        assert services.counts == {}
+
+
 async def test_a_client_that_flaps_is_kicked_and_kept_out() -> None:
     rule = {"exempt": [], "flapping": {"connects": 3}}
     async with broker_with({"use": "ban", "config": rule}) as broker:
