@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from mqttd_plugins import acl_check
+from mqttd_plugins import _acl_check as acl_check
 
 RULES = """\
 user roger
