@@ -286,7 +286,7 @@ class SubscribeEntry(Node):
 
 
 class RequestEntry(Paced):
-    """Requests to devices of another group, one after the other, with correlation data; MQTT 5."""
+    """Requests to the devices of a group in turn, with correlation data; one is open at a time."""
 
     topic: str
     """A template like those of `publish`, with `{target}`, the id of the device that is asked, and
@@ -296,7 +296,7 @@ class RequestEntry(Paced):
     response: str
     """Response Topic, a template; the device subscribes to it."""
     timeout: Annotated[Time, Field(gt=0)] = 10.0
-    """After this a request is unanswered."""
+    """After this a request is unanswered, and the next one goes out."""
 
 
 class RespondEntry(Content):
@@ -304,7 +304,7 @@ class RespondEntry(Content):
 
     filter: str
     """A template, as ids are."""
-    delay: Time = 0.0
+    delay: Span = 0.0
     """How long the device thinks."""
 
 
