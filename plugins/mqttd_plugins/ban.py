@@ -58,6 +58,20 @@ from mqttd_plugins._bans import (
 )
 
 SWEEP_S: Final = 60.0
+NO_ATTEMPTS: Final = tuple(
+    reason_codes.reason_name(code)
+    for code in (
+        reason_codes.UNSPECIFIED_ERROR,
+        reason_codes.SERVER_UNAVAILABLE,
+        reason_codes.SERVER_BUSY,
+        reason_codes.BANNED,
+        reason_codes.QUOTA_EXCEEDED,
+        reason_codes.USE_ANOTHER_SERVER,
+        reason_codes.SERVER_MOVED,
+        reason_codes.CONNECTION_RATE_EXCEEDED,
+    )
+)
+"""How reasons begin that say nothing about the client: the broker, or a plugin, can't decide."""
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -81,13 +95,6 @@ class BruteForce(Rule):
     ban: Duration = 300.0
     by: list[Literal["address", "client", "user"]] = ["address"]
     """Whose failures are counted, and who is banned then."""
-    ignore: list[str] = [
-        "plugin ",
-        "too many logins",
-        "the users can't be looked up",
-        "the authentication service doesn't answer",
-    ]
-    """Refusals whose reason in the log begins like this are the broker's trouble, no attempt."""
 
 
 class Flapping(Rule):
@@ -271,7 +278,7 @@ class BanPlugin(Plugin[Config]):
 
     def _on_refused(self, event: Event, address: str) -> None:
         rule = self.config.brute_force
-        if rule is None or event.reason.startswith(tuple(rule.ignore)):
+        if rule is None or event.reason.startswith(NO_ATTEMPTS):
             return
         network = network_of(address, self.config.ipv6_prefix)
         values: dict[Kind, str | None] = {
