@@ -47,11 +47,14 @@ class ListenerInfo:
 class Event:
     """One line for the log. Never holds a payload or a password."""
 
-    def __init__(self, kind: str, client_id: str, peer: str, reason: str) -> None:
+    def __init__(
+        self, kind: str, client_id: str, peer: str, reason: str, username: str | None = None
+    ) -> None:
         self.kind = kind
         self.client_id = client_id
         self.peer = peer
         self.reason = reason
+        self.username = username
 
 
 class Router:
@@ -77,7 +80,7 @@ class Router:
     ) -> None:
         """Leave a line for the log; the shell drains `events` every tick."""
         if len(self.events) < MAX_EVENTS:
-            self.events.append(Event(kind, client_id, peer, reason))
+            self.events.append(Event(kind, client_id, peer, reason, username))
         watched = _WATCHED.get(kind, -1)
         if watched >= 0:
             self.tell(watched, client_id, peer, reason, username)
