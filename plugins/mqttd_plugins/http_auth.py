@@ -148,7 +148,7 @@ class Config(PluginConfig):
     no_match: Literal["deny", "ignore"] = "deny"
     """Where rules that came with a client don't speak of a topic: no, or ask the next plugin."""
     without_acl: Literal["ignore", "allow", "deny"] = "ignore"
-    """For clients without such rules: ask the next plugin, yes to everything, or no."""
+    """For clients that were let in without rules: ask the next plugin, yes to everything, or no."""
     receive: Literal["allow", "ignore"] = "allow"
     """With `authorize`, deliveries that no rule decides: yes, as the subscription was asked about,
     or ask the next plugin."""
@@ -320,7 +320,8 @@ class HttpAuth(Plugin[Config]):
                 policy, rule = self.config.no_match, "none of its rules"
         if self.config.authorize is not None:
             return None
-        if policy == "ignore":
+        # Without a standing somebody else let it in, or an earlier process did.
+        if policy == "ignore" or not isinstance(standing, _Standing):
             return NOT_MINE
         return self._decision(action, policy == "allow", rule, cache)
 

@@ -104,7 +104,7 @@ class Config(PluginConfig):
     no_match: Literal["deny", "ignore"] = "deny"
     """Where no rule of the token speaks of a topic: no, or ask the next plugin."""
     without_acl: Literal["ignore", "allow", "deny"] = "ignore"
-    """For clients without rules in a token: ask the next plugin, yes to everything, or no."""
+    """For clients whose token has no rules: ask the next plugin, yes to everything, or no."""
     check_interval: Duration = 2.0
     """How often to look whether files have changed; 0: only when told to reload."""
 
@@ -237,7 +237,9 @@ class Jwt(Plugin[Config]):
     def _answer(
         self, client: Client, action: str, ask: Callable[[BoundRules], Found | None]
     ) -> Decision:
-        grants = client.attributes.get(self._key)
+        if self._key not in client.attributes:
+            return NOT_MINE  # somebody else let it in, or an earlier process
+        grants = client.attributes[self._key]
         policy: str = self.config.without_acl
         rule, cache = "without_acl", True
         if isinstance(grants, Grants):

@@ -232,7 +232,7 @@ async def test_clients_without_rules(policy: str, answer: Decision) -> None:
     assert plugin.authorize_publish(client, "a", 0, False) == answer
     assert plugin.authorize_receive(client, "a") == answer
     stranger = Client("c2", "somebody")
-    assert plugin.authorize_subscribe(stranger, SubscriptionRequest("a")) == answer
+    assert plugin.authorize_subscribe(stranger, SubscriptionRequest("a")) == NOT_MINE
 
 
 async def test_rules_arent_looked_at_where_there_is_no_claim_for_them() -> None:
