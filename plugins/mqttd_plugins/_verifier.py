@@ -3,15 +3,16 @@
 Owns: the line in which logins wait for a hash, and the memory of which passwords were right. A
 password hash costs tens of milliseconds of CPU on purpose, so a thousand clients that come back at
 once are a minute of it. At most `parallel` hashes are computed at any time, in threads; the rest
-wait here, as coroutines, so that one whose client has given up costs nothing. Who has waited for
-`patience` is sent away (`Busy`) before the broker's own limit for a hook runs out: that would count
-as a failure of the plugin, and after a few of them nobody would be asked any more.
+wait here, as coroutines, so that one whose client has given up costs nothing. Whose turn won't come
+within `patience`, by what hashes took lately, is sent away at once (`Busy`): to let all of a crowd
+wait, and refuse them in the same instant when the broker's own limit for a hook runs out, would
+stall everybody else, and count as failures of the plugin.
 
-What was right a moment ago is remembered for `remember_s`, under a keyed hash of user, stored hash
-and password, so that a fleet with one password, or a client on a bad line, is hashed once. The key
-is made for this process and never leaves it. Whoever gets to the head of the line looks into the
-memory again: the one before him may have had the same password. Wrong passwords are not
-remembered, so guessing never becomes cheap.
+What was right a moment ago is remembered for a while, under a keyed hash of user, stored hash and
+password, so that a client on a bad line is hashed once; and who comes with the same three while a
+hash is waited for gets the same answer, so that a fleet with one password is hashed once, too. The
+key is made for this process and never leaves it. Wrong passwords are not remembered, so guessing
+never becomes cheap.
 
 Must not know: where users come from, MQTT.
 
@@ -25,6 +26,7 @@ import asyncio
 import hashlib
 import os
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
@@ -35,6 +37,8 @@ from mqttd.api import BrokerServices, Duration, PluginConfig
 from mqttd_plugins._hashes import PasswordHash, decoy
 
 _KEY_BYTES: Final = 32
+_FIRST_GUESS_S: Final = 0.05  # what a hash takes
+_WEIGHT: Final = 0.2  # of the latest one in the average
 
 
 class Busy(Exception):
@@ -71,23 +75,43 @@ class Verifier:
         self.parallel = config.parallel or min(4, max(1, processors() // 2))
         self._slots = asyncio.Semaphore(self.parallel)
         self._waiting = 0
+        self._hash_s = _FIRST_GUESS_S
         self._key = secrets.token_bytes(_KEY_BYTES)
+        self._under_way: dict[bytes, asyncio.Future[bool | None]] = {}
         self._right: OrderedDict[bytes, float] = OrderedDict()  # until when
         self._nobody = decoy()
 
     async def verify(self, user: str, stored: PasswordHash, password: bytes) -> bool:
         """Whether it is the user's password. Busy when its turn doesn't come."""
         mark = self._mark(user, stored, password)
-        if self._is_remembered(mark):
-            return True
-        await self._turn()
+        while not self._is_remembered(mark):
+            under_way = self._under_way.get(mark)
+            if under_way is None:
+                return await self._lead(mark, stored, password)
+            answer = await asyncio.shield(under_way)
+            if answer is not None:
+                return answer
+        return True
+
+    async def _lead(self, mark: bytes, stored: PasswordHash, password: bytes) -> bool:
+        """Compute a hash, for all who come with the same mark meanwhile."""
+        if self._waiting * self._hash_s > self._config.patience * self.parallel:
+            self._broker.count("busy")
+            raise Busy
+        answer: bool | None = None
+        told = self._under_way[mark] = asyncio.get_running_loop().create_future()
         try:
-            if self._is_remembered(mark):
-                return True
-            self._broker.count("hashes")
-            right = await self._broker.run_blocking(stored.verify, password)
+            await self._turn()
+            try:
+                self._broker.count("hashes")
+                right, took_s = await self._broker.run_blocking(_timed, stored, password)
+                answer = right
+            finally:
+                self._slots.release()
         finally:
-            self._slots.release()
+            del self._under_way[mark]
+            told.set_result(answer)  # None: who leads has given up, and another one has to
+        self._hash_s += _WEIGHT * (took_s - self._hash_s)
         if right:
             self._remember(mark)
         return right
@@ -146,3 +170,9 @@ class Verifier:
         self._right.move_to_end(mark)
         while len(self._right) > self._config.remember_entries:
             self._right.popitem(last=False)
+
+
+def _timed(stored: PasswordHash, password: bytes) -> tuple[bool, float]:
+    """The verdict, and the seconds that it took, waiting for a thread not included."""
+    began = time.perf_counter()
+    return stored.verify(password), time.perf_counter() - began
