@@ -96,19 +96,13 @@ class AclFile(Plugin[Config]):
         self.broker.forget_decisions()
 
     def authorize_publish(self, client: Client, topic: str, qos: int, retain: bool) -> Decision:
-        return self._decision(client, "publish", topic, self._rights(client).publish(topic))
+        return self._decide(client, "publish", topic)
 
     def authorize_subscribe(self, client: Client, subscription: SubscriptionRequest) -> Decision:
-        if self.config.compat == "mosquitto":
-            return Allow("compat: mosquitto")
-        wanted = subscription.inner_filter
-        ruling = self._rights(client).subscribe(wanted)
-        if ruling.allowed and ruling.partial and self.config.partial_filters == "deny":
-            ruling = Ruling(False, None, f"it reaches further than {self._acl.where(ruling)}")
-        return self._decision(client, "subscribe", wanted, ruling)
+        return self._decide(client, "subscribe", subscription.inner_filter)
 
     def authorize_receive(self, client: Client, topic: str) -> Decision:
-        return self._decision(client, "receive", topic, self._rights(client).receive(topic))
+        return self._decide(client, "receive", topic)
 
     def _rights(self, client: Client) -> Rights:
         """Put together once for each client, as long as list and names stay what they are."""
@@ -121,7 +115,8 @@ class AclFile(Plugin[Config]):
         client.attributes[self._key] = (acl, username, client_id, rights)
         return rights
 
-    def _decision(self, client: Client, action: str, topic: str, ruling: Ruling) -> Decision:
+    def _decide(self, client: Client, action: str, topic: str) -> Decision:
+        ruling = judge(self.config, self._acl, self._rights(client), action, topic)
         where = self._acl.where(ruling)
         if ruling.allowed:
             return Allow(where)
@@ -170,3 +165,20 @@ class AclFile(Plugin[Config]):
 def load(file: Path) -> AclText:
     """Read and parse; AclError for what is wrong in it, OSError where it can't be read."""
     return parse(file.read_bytes(), str(file))
+
+
+def judge(config: Config, acl: Acl, rights: Rights, action: str, topic: str) -> Ruling:
+    """What the list says in the way that is configured, but for `observe`.
+
+    `action` is publish, receive or subscribe, `topic` for the last an inner filter.
+    """
+    if action == "publish":
+        return rights.publish(topic)
+    if action == "receive":
+        return rights.receive(topic)
+    if config.compat == "mosquitto":
+        return Ruling(True, None, "compat: mosquitto", partial=True)
+    ruling = rights.subscribe(topic)
+    if ruling.allowed and ruling.partial and config.partial_filters == "deny":
+        return Ruling(False, None, f"it reaches further than {acl.where(ruling)}")
+    return ruling

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from mqttd_plugins import _acl_check as acl_check
+from mqttd_plugins import acl_check
 
 RULES = """\
 user roger
@@ -54,6 +54,7 @@ def test_the_answer_as_json(acl: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert answer == {
         "allowed": False,
         "partial": False,
+        "observe": False,
         "action": "publish",
         "topic": "news/x",
         "user": "roger",
@@ -89,3 +90,69 @@ def test_a_list_that_is_no_good(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_help_is_no_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert acl_check.main(["check", "--help"]) == 0
     assert "--file config/acl.example" in capsys.readouterr().out
+
+
+def configured(tmp_path: Path, plugins: str) -> str:
+    file = tmp_path / "mqttd.yaml"
+    file.write_text(plugins)
+    return str(file)
+
+
+def test_the_list_and_its_mode_come_from_a_configuration(
+    acl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = "plugins:\n  - use: acl_file\n    config: {file: acl, MODE}\n"
+    question = ["--user", "roger", "--client", "c"]
+    for mode, asked, code, told in (
+        ("observe: false", ["receive", "news/x"], 0, f"allowed\n  {acl}:2 topic read news/#"),
+        (
+            "observe: true",
+            ["receive", "news/secret"],
+            1,
+            f"denied, but only observed: the broker allows it\n  {acl}:3 topic deny news/secret",
+        ),
+        (
+            "compat: mosquitto",
+            ["subscribe", "x"],
+            0,
+            f"allowed, in part: each delivery is asked about\n  {acl}: compat: mosquitto",
+        ),
+        (
+            "partial_filters: deny",
+            ["subscribe", "#"],
+            1,
+            f"denied\n  {acl}: it reaches further than {acl}:2 topic read news/#",
+        ),
+    ):
+        file = configured(tmp_path, plugin.replace("MODE", mode))
+        assert acl_check.main(["check", "-c", file, *question, *asked]) == code
+        assert capsys.readouterr().out == told + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("plugins: []\n", "no plugin acl_file in it"),
+        ("plugins:\n  - use: acl_file\n    config: {fil: acl}\n", "mqttd.yaml:3:14 plugins[0]"),
+        ("plugin: []\n", "mqttd.yaml:1:1 plugin: unknown key"),
+    ],
+)
+def test_a_configuration_that_is_no_good(
+    tmp_path: Path, text: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = configured(tmp_path, text)
+    assert acl_check.main(["check", "-c", file, "publish", "a"]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_configuration_that_isnt_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert acl_check.main(["check", "-c", str(tmp_path / "none.yaml"), "publish", "a"]) == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
+def test_one_source_is_expected(acl: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert acl_check.main(["check", "publish", "a"]) == 2
+    assert acl_check.main(["check", "-c", "x", "--file", str(acl), "publish", "a"]) == 2
+    assert "--file" in capsys.readouterr().err
