@@ -89,6 +89,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from device_sim import limits
     from device_sim.forecast import forecast
     from device_sim.load import ScenarioError, load
 
@@ -98,6 +99,8 @@ def _plan(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
     found = forecast(scenario)
+    for text in limits.prepare(found.connections):
+        print(f"device_sim: warning: {text}", file=sys.stderr)
     if options.json:
         print(json.dumps(dataclasses.asdict(found), indent=1))
     else:

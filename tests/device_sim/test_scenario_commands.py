@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from device_sim import limits
 from device_sim.cli import main
 from device_sim.load import json_schema
 
@@ -41,6 +42,14 @@ def test_plan_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     plan = json.loads(capsys.readouterr().out)
     assert [stage["name"] for stage in plan["stages"]] == ["connect", "killed", "stopped", "all back"]
     assert plan["streams"][1]["rate"] == 500
+
+
+def test_plan_warns_of_what_will_run_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "file_limit", lambda need: 100)
+    assert main(["plan", "broker-kill"]) == 0
+    assert "warning: 104 connections need 168 open files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

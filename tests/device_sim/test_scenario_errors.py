@@ -318,6 +318,25 @@ REQUEST = {"topic": "c/{target}", "targets": "sensor", "response": "r/{id}", "ev
             ),
             "groups[1].request[0].topic",
         ),
+        (tree(groups=[group(keep_alive=1.5)]), "groups[0].keep_alive"),
+        (tree(groups=[group(publish=[{"topic": "t", "rate": 0}])]), "groups[0].publish[0].rate"),
+        (tree(broker={"tls": {"ca": ""}}), "broker.tls.ca"),
+        (
+            tree(groups=[group(publish=[{"topic": "t", "transfer": {"size": 9, "chunk": 64}}])]),
+            "groups[0].publish[0]",
+        ),
+        (
+            tree(groups=[group(publish=[{"topic": "t", "on_change": {"fields": {"x": 1}}}])]),
+            "groups[0].publish[0]",
+        ),
+        (
+            tree(groups=[group(publish=[entry(fields={"x": {"uniform": {"min": 2}}})])]),
+            "groups[0].publish[0].fields.x.uniform",
+        ),
+        (
+            tree(groups=[group(publish=[entry(size={"choice": {"of": [64], "weights": [0]}})])]),
+            "groups[0].publish[0].size.choice",
+        ),
         (tree(stages=[]), "stages"),
         (tree(stages=[{"name": "a"}]), "stages[0]"),
         (
