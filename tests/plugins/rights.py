@@ -19,6 +19,7 @@ from mqttd.api import (
 class Config(PluginConfig):
     publish: list[str]
     subscribe: list[str] = Field(default=["#"])
+    receive: list[str] = Field(default=["#"])
 
 
 class Rights(Plugin[Config]):
@@ -30,6 +31,10 @@ class Rights(Plugin[Config]):
         wanted = levels_of(subscription.inner_filter)
         allowed = any(covers(levels_of(one), wanted) for one in self.config.subscribe)
         return Allow() if allowed else Deny("no right to subscribe")
+
+    def authorize_receive(self, client: Client, topic: str) -> Decision:
+        allowed = any(matches(one, topic) for one in self.config.receive)
+        return Allow() if allowed else Deny("no right to receive")
 
 
 class Broken(Plugin[PluginConfig]):

@@ -233,6 +233,21 @@ async def test_mosquitto_3670_what_was_rewritten_is_authorised_again() -> None:
         assert await acknowledged(wire, "open/x", b"x") == reason_codes.NOT_AUTHORIZED
 
 
+async def test_mosquitto_3671_what_goes_out_under_another_topic_is_authorised_again() -> None:
+    """mosquitto #3671: a plugin rewrites the topic of what goes out after the check."""
+    rules = rewriting(("deliver", "open/#", "secret/{topic[1:]}"))
+    rights = {"use": RIGHTS, "config": {"publish": ["#"], "receive": ["open/#", "end"]}}
+    async with (
+        broker_with(rules, rights) as broker,
+        client(broker, "c") as wire,
+        client(broker, "writer") as other,
+    ):
+        await wire.subscribe("#", 1)
+        for topic in ("open/x", "end"):
+            assert await acknowledged(other, topic, b"x") == reason_codes.SUCCESS
+        assert (await wire.receive(Publish)).topic == "end"
+
+
 # delayed
 
 
