@@ -145,6 +145,7 @@ class DeviceLink(Link):
                 self.switchboard.loop.call_later(pause_s, self.read_on)
         if self.client.inbox:
             self.device.read_inbox()
+        self.device.share_window()
 
     def read_on(self) -> None:
         """Read the socket again, unless something else forbids it."""
@@ -255,6 +256,8 @@ class Device:
             return
         self.up = True
         self._tries = 0
+        for feed in self.feeds:
+            self.around.switchboard.mark_ready(feed)
         self._live()
 
     def _clean(self, first: bool) -> bool:
@@ -579,6 +582,14 @@ class Device:
             if timer is not None:
                 timer.cancel()
 
+    def share_window(self) -> None:
+        """An acknowledgement to one feed makes room for the others."""
+        if len(self.feeds) > 1:
+            for feed in self.feeds:
+                if feed.starved:
+                    feed.starved = False
+                    self.around.switchboard.mark_ready(feed)
+
     # Messages that ask for something
 
     def read_inbox(self) -> None:
@@ -589,18 +600,20 @@ class Device:
     # The end
 
     def _decide_wills(self, now: float, resumed: bool | None) -> None:
-        """Whether wills are due that are told by what came after; None: nothing came after."""
+        """Whether wills are due, by what came after: a connection that resumed the session or not.
+
+        None: nothing came after, so far.
+        """
         will = self.group.will
         waiting: list[Vanished] = []
         for each in self._vanished:
             delay_s = min(float(will.delay) if will is not None else 0.0, self._expiry_s)
             overdue = now - each.at > each.noticed_s + delay_s + WILL_GRACE_S
-            if overdue or (delay_s == 0 and (not each.half_open or resumed is not None)):
+            at_once = delay_s == 0 and (not each.half_open or resumed is not None)
+            # Without the session, the will comes with its end.
+            if overdue or at_once or resumed is False:
                 self.wills.decide(each.number, True)
-            elif resumed is False:
-                # The session ended with the new connection, and the will comes with its end.
-                self.wills.decide(each.number, True)
-            elif resumed or each.half_open:
+            elif resumed:
                 self.wills.decide(each.number, False)
             else:
                 waiting.append(each)
