@@ -226,7 +226,11 @@ class _Look:
             password = credentials.password
             yield from self._text(credentials.username or "", (*here, "username"), None)
             if password is not None:
-                yield from self._text(password.get_secret_value(), (*here, "password"), None)
+                place = (*here, "password")
+                if any(self._text(password.get_secret_value(), place, None)):
+                    # What is wrong with it would repeat a part of it.
+                    hint = "braces are written twice, {{ and }}"
+                    yield place, "found a password", "a template, as ids are", hint
             secret = password is not None or credentials.password_env is not None
             if secret and credentials.username is None and group.version != "5":
                 yield here, "found a password", "a username beside it", "or version 5"

@@ -222,7 +222,9 @@ def _words(details: ErrorDetails, loc: Loc) -> tuple[str, str, str]:
     hint = str(context.get("hint", ""))
     if kind == "literal_error" and isinstance(value, str):
         hint = _close(value, re.findall(r"'([\w.]+)'", expected))
-    return f"found {shown(value)}", expected, hint
+    # A password is not repeated, wherever the error goes to.
+    found = "found a value" if loc and loc[-1] == "password" else f"found {shown(value)}"
+    return found, expected, hint
 
 
 def _known_keys(loc: Loc) -> tuple[str, str]:

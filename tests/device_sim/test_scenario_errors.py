@@ -376,6 +376,13 @@ def test_one_problem_at_its_path(scenario: dict[str, Any], path: str) -> None:
     assert paths(scenario) == [path]
 
 
+@pytest.mark.parametrize("password", [8812345, ["8812345"], "{8812345", "{p8812345}"])
+def test_a_password_is_not_repeated(password: Any) -> None:
+    [line] = problems(tree(groups=[group(credentials={"username": "u", "password": password})]))
+    assert "groups[0].credentials.password: found a" in line
+    assert "8812345" not in line
+
+
 def test_what_comes_from_a_profile_is_told_there_and_once() -> None:
     profiles = {"p": {"publish": [entry(topic="t/#")]}}
     groups = [{"name": name, "profile": "p"} for name in ("a", "b")]
