@@ -37,6 +37,7 @@ SIMULATOR = [
     f"device_sim/{name}.py"
     for name in (
         "client",
+        "feed",
         "histogram",
         "ledger",
         "oracles",
