@@ -196,8 +196,7 @@ class Broker(Registry):
         self.journal.commit(seq)
         context = self.context
         context.now = now
-        if context.watcher is not None:
-            context.watcher.now = now
+        context.at(now)
         if self._ended:
             self._ended = {name: at for name, at in self._ended.items() if at > seq}
         for connection in list(context.holding):
@@ -282,6 +281,7 @@ class Broker(Registry):
             matched = self.trie.lookup(message.key)
             if message.qos and self.storable(message, matched):
                 raise ProtocolError(self.journal.refusing, "", "the store takes nothing")
+        self.context.at(now)
         before = self.journal.last()
         found = self.publish(message, now, origin)
         after = self.journal.last()
@@ -293,6 +293,7 @@ class Broker(Registry):
         session = self.sessions.get(client_id)
         if session is None or not isinstance(session.link, Connection):
             return False
+        self.context.at(now)
         session.link.close(code, reason, now)
         return True
 

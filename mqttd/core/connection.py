@@ -99,6 +99,7 @@ class Connection(Inbound):
         """Close if the deadline has passed."""
         if now < self.next_deadline():
             return
+        self.context.at(now)
         if self.state == OPEN:
             if self.valid_until and now >= self.valid_until:
                 self.close(spec.NOT_AUTHORIZED, "the credentials have expired", now)
@@ -116,6 +117,7 @@ class Connection(Inbound):
 
     def connection_lost(self, now: float) -> None:
         """The transport is gone, for whatever reason. Idempotent."""
+        self.context.at(now)
         if self.session is not None:
             self._note_end("connection lost")
         self._leave(True, now)
@@ -271,7 +273,7 @@ class Connection(Inbound):
             self.counters.hook_failures += 1
             failed = Grant(spec.UNSPECIFIED_ERROR, "a hook failed")
             rulings = [FilterRuling(entry, failed) for entry in packet.filters]
-        if rulings is not None:
+        if rulings is not None and self.state != CLOSED:  # a hook may have closed it
             self.suspended = False
             self._subscribing = None
             self._subscribe(session, packet, rulings)
@@ -282,6 +284,7 @@ class Connection(Inbound):
         session = self.session
         if self.state == CLOSED or packet is None or session is None:
             return
+        self.context.at(now)
         self._subscribing = None
         self._subscribe(session, packet, rulings)
         self.go_on(now)

@@ -100,6 +100,7 @@ class Handshake(Outbound):
         connect = self.connect
         if self.state != WAITING or connect is None:
             return
+        self.context.at(now)
         self.suspended = False
         try:
             self._decided(connect, verdict, now)
@@ -111,6 +112,7 @@ class Handshake(Outbound):
         """The late answer of `Hooks.enhanced`."""
         if self.state == CLOSED:
             return
+        self.context.at(now)
         self.suspended = False
         try:
             self._on_auth_step(step, now)
@@ -282,7 +284,7 @@ class Handshake(Outbound):
         """Answer a CONNECT with an error and close. [MQTT-3.1.4-2] [MQTT-3.14.0-1]"""
         self.router.note("refused", self.client_id, self.peer, reason, self.username)
         self.state = CLOSED
-        if code not in spec.REASONS[spec.CONNACK]:
+        if code < 0x80 or code not in spec.REASONS[spec.CONNACK]:
             code = spec.UNSPECIFIED_ERROR  # [MQTT-3.2.2-8] whatever a decider came up with
         self.counters.refuse(spec.reason_name(code).lower().replace(" ", "_"))
         if self.version >= 5:

@@ -30,7 +30,6 @@ _PUBACK: Final = b"\x40\x02"
 _PUBREC: Final = b"\x50\x02"
 _PUBCOMP: Final = b"\x70\x02"
 _RESERVED: Final = Grant(spec.NOT_AUTHORIZED, "a topic that only the broker writes")
-_NOBODY: Final = Matched("", b"", 0, [], [], 1)
 
 
 class Inbound(Handshake):
@@ -136,7 +135,9 @@ class Inbound(Handshake):
         """
         watcher = self.context.watcher
         if watcher is not None and (qos != 2 or packet_id not in session.inbound):
-            watcher.published(message, _NOBODY if taken else matched, rule)
+            if taken:
+                matched = Matched(matched.topic, matched.key, 0, [], [], 1)
+            watcher.published(message, matched, rule)
         if qos == 1:  # [MQTT-3.3.4-1]
             self.counters.publish_received_qos1 += 1
             self._publish_qos1(packet_id, message, matched, session, taken, now)
@@ -176,7 +177,7 @@ class Inbound(Handshake):
         except Exception:  # fail closed
             self.counters.hook_failures += 1
             ruling = Ruling(Grant(spec.UNSPECIFIED_ERROR, "a hook failed"), None)
-        if ruling is not None:
+        if ruling is not None and self.state != CLOSED:  # a hook may have closed it
             self.suspended = False
             self._rule(ruling, now)
 
@@ -184,6 +185,7 @@ class Inbound(Handshake):
         """The late answer of `Hooks.publish`."""
         if self.state == CLOSED or self._waiting is None:
             return
+        self.context.at(now)
         try:
             self._rule(ruling, now)
         except ProtocolError as error:

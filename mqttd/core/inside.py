@@ -8,12 +8,17 @@ Must not know: who reads the inbox, coroutines.
 
 Invariants: an arrival above QoS 0 stays in the session's window until `settle`; the inbox never
 holds more than the receive maximum of them, since the session sends no more; one with something
-in its inbox stands in `woken` once.
+in its inbox stands in `woken` once; while the shell has taken `writable` away, QoS 0 is dropped as
+for any reader that lags.
 """
+
+from typing import Final
 
 from mqttd.core.link import Link
 from mqttd.core.message import Message
 from mqttd.core.session import Session
+
+_FULL: Final = 1 << 62  # bytes: above any bound for what a reader that lags may have waiting
 
 
 class Arrival:
@@ -63,7 +68,7 @@ class Inside(Link):
             self.session.on_pubcomp(packet_id, 0.0)
 
     def backlog(self) -> int:
-        return 0
+        return 0 if self.writable else _FULL
 
     def may_receive(self, topic: str, key: bytes) -> bool:
         return True

@@ -295,6 +295,10 @@ class Outbound(Link):
             changed = None
         if changed is None:
             self._lost(count.DROP_BY_PLUGIN, message)
+        elif changed.key != message.key and not self.may_receive(changed.topic, changed.key):
+            # What a hook makes of a topic is for the receiver to see only if that is, too.
+            self._lost(count.DROP_NOT_AUTHORIZED, message)
+            return None
         return changed
 
     def may_receive(self, topic: str, key: bytes) -> bool:

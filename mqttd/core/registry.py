@@ -68,8 +68,7 @@ class Registry(Router):
 
     def handle_timeout(self, now: float) -> None:
         """Publish wills and end sessions that are due; sweep a slice of the retained tree."""
-        if self.context.watcher is not None:
-            self.context.watcher.now = now
+        self.context.at(now)
         deadlines = self._deadlines
         budget = _DEADLINE_TURN
         while deadlines and deadlines[0].at <= now and budget > 0:
@@ -354,7 +353,9 @@ class Registry(Router):
             self.counters.hook_failures += 1
 
     def publish_will(self, message: Message, session: Session, now: float) -> None:
-        """A will goes out, at once or when the hooks have allowed it."""
+        """A will goes out, at once or when the hooks have allowed it, and perhaps changed it."""
+        if is_reserved(message.topic):
+            return
         self.counters.wills_published += 1
         self.publish(message, now, session)
 

@@ -69,6 +69,11 @@ class Context:
         self.requests: list[PageRequest] = []  # for the store to serve
         self.tails: dict[int, Queue] = {}  # queues with a tail, by the number of the owner
 
+    def at(self, now: float) -> None:
+        """What is written down from here on happened at `now`."""
+        if self.watcher is not None:
+            self.watcher.now = now
+
     def drop(self, reason: str, client_id: str, message: Message) -> None:
         """Count a message that ends here for one receiver, and why."""
         self.counters.drop(reason)

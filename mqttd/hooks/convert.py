@@ -7,13 +7,20 @@ Invariant: what comes back from a plugin is checked like what comes from the net
 
 from __future__ import annotations
 
+from typing import Final
+
 from mqttd.core import spec
+from mqttd.core.decode import decode_connect
+from mqttd.core.encode import encode_connect
 from mqttd.core.errors import ProtocolError
+from mqttd.core.framer import Framer
 from mqttd.core.message import Message as CoreMessage
 from mqttd.core.packets import Connect, Will
 from mqttd.core.settings import NEVER
 from mqttd.core.topics import validate_topic_name
 from mqttd.hooks.values import ConnectRequest, Message
+
+_LONGEST: Final = spec.MAX_VARINT + 5  # bytes of a packet
 
 
 def message_of(message: CoreMessage, now: float) -> Message:
@@ -81,26 +88,34 @@ def request_of(connect: Connect) -> ConnectRequest:
 
 
 def apply_request(wanted: ConnectRequest, asked: ConnectRequest, connect: Connect) -> None:
-    """Make `connect` what a plugin wants it to be."""
+    """Make `connect` what a plugin wants it to be.
+
+    ProtocolError, or what Python raises for values of the wrong kind, where no client could have
+    sent that; `connect` is of no use then.
+    """
     connect.client_id = wanted.client_id
     connect.clean_start = wanted.clean_start
     connect.keep_alive = wanted.keep_alive_s
     connect.username = wanted.username
     if wanted.session_expiry_s != asked.session_expiry_s and connect.version >= spec.MQTT5:
         connect.properties.session_expiry_interval = wanted.session_expiry_s
-    if wanted.will == asked.will:
-        return
-    will = wanted.will
+    if wanted.will != asked.will:
+        connect.will = _will_of(wanted.will, connect.will)
+    framer = Framer(_LONGEST)
+    framer.feed(encode_connect(connect, connect.version))
+    if framer.next():
+        decode_connect(framer.data, framer.pos, framer.end)
+
+
+def _will_of(will: Message | None, before: Will | None) -> Will | None:
     if will is None:
-        connect.will = None
-        return
-    delay = 0 if connect.will is None else connect.will.delay_interval
-    connect.will = Will(
+        return None
+    return Will(
         will.topic,
         will.payload,
         will.qos,
         will.retain,
-        delay,
+        0 if before is None else before.delay_interval,
         -1 if will.expires_in_s is None else int(will.expires_in_s),
         will.block,
     )

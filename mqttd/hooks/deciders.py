@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from mqttd.core import spec
 from mqttd.core.errors import ProtocolError
-from mqttd.core.topics import validate_topic_name
+from mqttd.core.topics import split_shared, validate_topic_filter, validate_topic_name
 from mqttd.hooks.convert import core_message_of
 from mqttd.hooks.guard import Failed, Guard
 from mqttd.hooks.values import (
@@ -152,8 +152,25 @@ class Chains:
             if isinstance(answer, Deny):
                 return subscription, answer
             if answer is not None:
+                wrong = self._wrong_subscription(answer)
+                if wrong:
+                    denied = Deny(f"plugin {guard.name} made {wrong}", spec.UNSPECIFIED_ERROR)
+                    return subscription, denied
                 subscription = answer
         return subscription, await self.authorize_subscribe(client, subscription)
+
+    def _wrong_subscription(self, subscription: SubscriptionRequest) -> str:
+        """What is wrong with a subscription that a plugin made; "" for nothing."""
+        try:
+            validate_topic_filter(subscription.topic_filter, self.max_topic_levels)
+        except (ProtocolError, TypeError, AttributeError) as error:
+            return f"an invalid filter: {error}"
+        options = (subscription.qos, subscription.retain_handling)
+        if any(option not in (0, 1, 2) for option in options):
+            return "an invalid subscription: QoS and retain handling have to be 0, 1 or 2"
+        if subscription.no_local and split_shared(subscription.topic_filter)[0]:
+            return "an invalid subscription: a shared one can't be no_local"
+        return ""
 
     def unsubscribe(self, client: Client, topic_filter: str) -> str:
         for guard in self.on_unsubscribe:
@@ -221,8 +238,9 @@ class Chains:
             if isinstance(answer, Deny):
                 return Drop(answer.reason)
             if answer is not None:
-                if self._wrong(answer):
-                    return Drop(f"plugin {guard.name} made {self._wrong(answer)}")
+                wrong = self._wrong(answer)
+                if wrong:
+                    return Drop(f"plugin {guard.name} made {wrong}")
                 message = answer
         return message
 

@@ -5,7 +5,7 @@ seconds, the traceback with the plugin's name in the log, and the search for who
 
 Must not know: what a hook decides (`mqttd.hooks.deciders`), clients, messages.
 
-Invariants: no exception of a plugin leaves `ask` or `ask_now`, they return `FAILED`; an answer of a
+Invariants: no exception of a plugin leaves `ask` or `ask_now`, they return `Failed`; an answer of a
 type that the hook can't give is a failure; while the breaker is open the plugin isn't called, which
 counts as a failure too, but is not logged again.
 
@@ -42,6 +42,10 @@ class Failed:
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
+
+
+class _TooLate(Exception):
+    """The hook took longer than it may; a TimeoutError might be one of its own."""
 
 
 class HookStats:
@@ -84,7 +88,7 @@ class Guard:
         return self._clock() < self.rests_until
 
     async def ask(self, hook: str, valid: tuple[type, ...], *arguments: object) -> Any:
-        """Call a hook that may wait; its answer is one of `valid`, or FAILED."""
+        """Call a hook that may wait; its answer is one of `valid`, or `Failed`."""
         if self.rests_until and self.resting:
             return self._refused(hook)
         stats = self._stats(hook)
@@ -94,7 +98,7 @@ class Guard:
             answer = self._call(hook, arguments)
             if isinstance(answer, Awaitable):
                 answer = await self._wait(hook, answer)
-        except TimeoutError:
+        except _TooLate:
             return self._fail(hook, stats, f"no answer within {self._timeout:g} s", None)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
@@ -118,7 +122,7 @@ class Guard:
         began = perf_counter()
         try:
             answer = self._call(hook, arguments)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             return self._fail(hook, stats, type(error).__name__, error)
         finally:
             spent = perf_counter() - began
@@ -143,16 +147,17 @@ class Guard:
             WATCH.leave(began)
 
     async def _wait(self, hook: str, answer: Awaitable[Any]) -> Any:
-        task = asyncio.ensure_future(_Watched(self.name, hook, answer))
+        task = asyncio.ensure_future(Watched(self.name, hook, answer))
         try:
             done, _ = await asyncio.wait((task,), timeout=self._timeout)
-        except asyncio.CancelledError:
+        except BaseException:  # given up, perhaps without having been asked to go on
             task.cancel()
+            task.add_done_callback(_swallow)
             raise
         if not done:
             task.cancel()
             task.add_done_callback(_swallow)
-            raise TimeoutError
+            raise _TooLate
         return task.result()
 
     def _judge(self, hook: str, stats: HookStats, valid: tuple[type, ...], answer: Any) -> Any:
@@ -174,7 +179,8 @@ class Guard:
         if now >= stats.silent_until:
             stats.silent_until = now + _QUIET_S
             logger.error("plugin %s failed in %s: %s", self.name, hook, what, exc_info=error)
-        if self._failures and self._row >= self._failures:
+        # What was under way when the breaker opened and fails now opens no second one.
+        if self._failures and self._row >= self._failures and now >= self.rests_until:
             self.rests_until = now + self._rest
             logger.error(
                 "plugin %s failed %d times in a row: it is left alone for %g s, which counts as %s",
@@ -198,7 +204,7 @@ class _Watch:
     def __init__(self) -> None:
         self._now: tuple[str, str, float] | None = None
         self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
+        self._stop: threading.Event | None = None
         self._users = 0
         self._loop_thread = 0
 
@@ -207,13 +213,15 @@ class _Watch:
         self._users += 1
         if self._thread is None:
             self._loop_thread = threading.get_ident()
-            self._stop.clear()
-            self._thread = threading.Thread(target=self._run, name="mqttd-watch", daemon=True)
+            self._stop = threading.Event()
+            self._thread = threading.Thread(
+                target=self._run, args=(self._stop,), name="mqttd-watch", daemon=True
+            )
             self._thread.start()
 
     def stop(self) -> None:
         self._users -= 1
-        if self._users == 0 and self._thread is not None:
+        if self._users == 0 and self._stop is not None:
             self._stop.set()
             self._thread = None
 
@@ -227,8 +235,7 @@ class _Watch:
         if spent >= BLOCKING_S:
             logger.warning("plugin %s blocked the loop for %.3f s in %s", began[0], spent, began[1])
 
-    def _run(self) -> None:
-        stop = self._stop
+    def _run(self, stop: threading.Event) -> None:
         told: tuple[str, str, float] | None = None
         while not stop.wait(_WATCH_S):
             now = self._now
@@ -280,13 +287,18 @@ class _Steps(Awaitable[AnswerT]):
         return self._steps.send(value)
 
 
-class _Watched(_Steps[AnswerT]):
-    """Runs what a hook returned, and times each step."""
+class Watched(_Steps[AnswerT]):
+    """Runs what a hook returned, or work of a plugin beside the hooks, and times each step."""
 
     def __init__(self, plugin: str, hook: str, inner: Awaitable[AnswerT]) -> None:
         super().__init__(_steps_of(inner))
+        self._inner = inner
         self._plugin = plugin
         self._hook = hook
+
+    def __del__(self) -> None:
+        if isinstance(self._inner, Coroutine):
+            self._inner.close()  # or Python complains of one that was cancelled before it began
 
     def step(self, value: Any, error: BaseException | None) -> Any:
         began = WATCH.enter(self._plugin, self._hook)

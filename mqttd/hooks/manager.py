@@ -49,6 +49,7 @@ from mqttd.hooks.values import (
 logger: Final = logging.getLogger("mqttd.plugins")
 
 START_S: Final = 60.0  # that a plugin may take to start, and to stop
+GRACE_S: Final = 5.0  # for answers that are under way when the broker stops
 AnswerT = TypeVar("AnswerT")
 
 
@@ -77,6 +78,7 @@ class HookManager:
         self._observers = Observers(broker, self._works.spawn)
         self._generation = 0  # of decisions: raised when they are forgotten
         self._started: list[Guard] = []
+        self._late: set[asyncio.Future[Any]] = set()  # answers under way
         self._watching = False
 
     # Life.
@@ -100,7 +102,9 @@ class HookManager:
                     await guard.plugin.start()
             except TimeoutError as error:
                 raise PluginError(f"plugin {guard.name} did not start in {START_S:g} s") from error
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if _cancelled():
+                    raise
                 logger.debug("plugin %s", guard.name, exc_info=True)
                 raise PluginError(f"plugin {guard.name}: {error}") from error
             self._started.append(guard)
@@ -112,14 +116,18 @@ class HookManager:
             raise PluginError(str(error)) from error
 
     async def stop(self) -> None:
-        """Stop what was started, the last first. Never raises."""
-        self._observers.stop()
+        """Stop what was started, the last first, whatever any of them raises."""
+        if self._late:  # the will of a client that was sent away, say
+            await asyncio.wait(self._late, timeout=GRACE_S)
+        await self._observers.stop()
         while self._started:
             guard = self._started.pop()
             try:
                 async with asyncio.timeout(START_S):
                     await guard.plugin.stop()
-            except Exception:
+            except (Exception, asyncio.CancelledError):
+                if _cancelled():
+                    raise
                 logger.exception("plugin %s failed to stop", guard.name)
         await self._works.close()
         if self._watching:
@@ -164,9 +172,14 @@ class HookManager:
         work: Coroutine[Any, Any, AnswerT],
         late: Callable[[AnswerT], None],
         failed: Callable[[], AnswerT],
+        connection: Connection | None = None,
     ) -> AnswerT | None:
         """The answer of a chain where it needs no waiting; else None, and `late` gets it."""
-        answer, rest = begin(work)
+        try:
+            answer, rest = begin(work)
+        except Exception:
+            logger.exception("bug: a chain of hooks failed")
+            return failed()
         if rest is None:
             return answer
 
@@ -176,10 +189,17 @@ class HookManager:
             except Exception:
                 logger.exception("bug: a chain of hooks failed")
                 found = failed()
-            late(found)
+            try:
+                late(found)
+            except Exception:  # as out of `receive_data`: it ends this connection and no other
+                logger.exception("bug: exception out of the core after a late answer")
+                if connection is not None:
+                    connection.abort(monotonic())
             self._schedule()
 
-        self._works.spawn(finish(rest), "hook")
+        task = self._works.spawn(finish(rest), "hook")
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
         return None
 
     # CONNECT.
@@ -190,10 +210,10 @@ class HookManager:
             self._admission(connection, connect),
             lambda verdict: connection.authenticated(verdict, monotonic()),
             lambda: Verdict(False, spec.UNSPECIFIED_ERROR, "authentication failed to decide"),
+            connection,
         )
 
     def _client_of(self, connection: Connection, connect: Connect) -> Client:
-        shell = connection.shell
         client = Client(
             connect.client_id,
             connect.username,
@@ -202,7 +222,7 @@ class HookManager:
             connection.listener.transport,
             connection.version,
             connection.identity,
-            lambda: self._certificate_of(shell),
+            self._certificate_of(connection.shell),  # not later: that would keep the connection
         )
         connection.guest = client
         return client
@@ -244,7 +264,8 @@ class HookManager:
             return Allow(username=connection.identity)
         if not connection.listener.allow_anonymous:
             return Deny("nobody vouches for it")
-        if self.chains.authenticators and connect.username is not None:
+        decided = self.chains.authenticators or self.chains.enhanced
+        if decided and connect.username is not None:
             return Deny("nobody knows the user", spec.BAD_USER_NAME_OR_PASSWORD)
         return Allow()
 
@@ -256,6 +277,7 @@ class HookManager:
         if username is not None and "\0" in username:  # the broker's own sessions have such owners
             return Verdict(False, spec.BAD_USER_NAME_OR_PASSWORD, "an invalid user name")
         client.username = username
+        generation = self._generation
         will = connect.will
         if will is not None:
             allowed = await self.chains.authorize_publish(client, will.topic, will.qos, will.retain)
@@ -265,6 +287,7 @@ class HookManager:
         session = self.broker.sessions.get(connect.client_id)
         if session is not None and not connect.clean_start and session.owner == username:
             revoked = await self._revoked(client, session)
+        self._after(generation, connect.client_id)
         return Verdict(
             True,
             username=username,
@@ -272,6 +295,11 @@ class HookManager:
             revoked=revoked or None,
             guest=client,
         )
+
+    def _after(self, generation: int, client_id: str) -> None:
+        """Subscriptions are allowed, by decisions that were forgotten meanwhile: look again."""
+        if generation != self._generation and self.chains.subscribe_deciders:
+            self._works.spawn(self._authorize_again(client_id), "authorise again")
 
     async def _revoked(self, client: Client, session: Session) -> list[str]:
         """The subscriptions of a session that its client may have no longer."""
@@ -299,6 +327,7 @@ class HookManager:
             self._exchange(connection, method, data, first),
             lambda step: connection.enhanced_step(step, monotonic()),
             lambda: AuthStep(spec.UNSPECIFIED_ERROR, reason="authentication failed to decide"),
+            connection,
         )
 
     async def _exchange(
@@ -310,13 +339,13 @@ class HookManager:
             client = self._client_of(connection, connect)
             denied = await self._on_connect(client, connect)
             if denied is not None:
-                return AuthStep(denied.code, reason=denied.reason)
+                return _refused_step(denied)
         assert isinstance(client, Client)
         answer = await self.chains.authenticate_enhanced(client, method, data, first)
         if isinstance(answer, Continue):
             return AuthStep(spec.CONTINUE_AUTHENTICATION, answer.data)
         if isinstance(answer, Deny):
-            return AuthStep(answer.code, reason=answer.reason)
+            return _refused_step(answer)
         if connect is None:
             verdict = Verdict(True, username=answer.username, valid_s=_valid_s(answer))
         else:
@@ -333,12 +362,14 @@ class HookManager:
             self._rule(connection.guest, message, granted),
             lambda ruling: connection.ruled(ruling, monotonic()),
             lambda: Ruling(Grant(spec.UNSPECIFIED_ERROR, "a hook failed"), None),
+            connection,
         )
 
     async def _rule(self, client: object, message: CoreMessage, granted: bool) -> Ruling:
         assert isinstance(client, Client)
         generation = self._generation
-        asked = message_of(message, monotonic())
+        now = monotonic()
+        asked = message_of(message, now)
         decision, made, changes, final = await self.chains.publish(client, asked, granted)
         cache = final and decision.cache and not granted and generation == self._generation
         if isinstance(decision, Deny):
@@ -348,9 +379,9 @@ class HookManager:
             return Ruling(grant, None, False, False, changes)
         if made is asked:
             return Ruling(grant, message, cache)
-        return Ruling(
-            grant, core_message_of(made, monotonic(), message.origin), cache, False, changes
-        )
+        # The `now` of the question, so that waiting for the answer makes no message live longer.
+        routed = core_message_of(made, now, message.origin)
+        return Ruling(grant, routed, cache, False, changes)
 
     def _will(self, session: object, message: CoreMessage) -> None:
         assert isinstance(session, Session)
@@ -382,10 +413,12 @@ class HookManager:
                 FilterRuling(entry, Grant(spec.UNSPECIFIED_ERROR, "a hook failed"))
                 for entry in filters
             ],
+            connection,
         )
 
     async def _filter(self, client: object, filters: list[Filter]) -> list[FilterRuling]:
         assert isinstance(client, Client)
+        generation = self._generation
         rulings: list[FilterRuling] = []
         for entry in filters:
             if not self._is_filter(entry.topic_filter):
@@ -410,6 +443,7 @@ class HookManager:
                 rulings.append(FilterRuling(made, _grant(decision)))
             else:
                 rulings.append(FilterRuling(made, Grant(0, "", decision.rule)))
+        self._after(generation, client.client_id)
         return rulings
 
     def _is_filter(self, topic_filter: str) -> bool:
@@ -480,13 +514,27 @@ def _valid_s(decision: Allow) -> float:
     """Seconds that the credentials are good for, never 0 where they end at all."""
     if decision.expires_in_s is None:
         return 0.0
-    return max(decision.expires_in_s, 0.001)
+    return decision.expires_in_s if decision.expires_in_s > 0.001 else 0.001
+
+
+def _code(denied: Deny) -> int:
+    """The reason code of a refusal, whatever the plugin says: one below 0x80 would be a success."""
+    return denied.code if denied.code >= 0x80 else spec.NOT_AUTHORIZED
 
 
 def _refusal(denied: Deny) -> Verdict:
-    return Verdict(False, denied.code, denied.reason or denied.rule)
+    return Verdict(False, _code(denied), denied.reason)
+
+
+def _refused_step(denied: Deny) -> AuthStep:
+    return AuthStep(_code(denied), reason=denied.reason)
 
 
 def _grant(denied: Deny) -> Grant:
-    code = denied.code if denied.code >= 0x80 else spec.NOT_AUTHORIZED
-    return Grant(code, denied.reason, denied.rule)
+    return Grant(_code(denied), denied.reason, denied.rule)
+
+
+def _cancelled() -> bool:
+    """Who waits for us has been cancelled, other than a plugin that raises CancelledError."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -11,6 +11,7 @@ nobody down; what fails is counted and skipped, whatever the plugin's `on_failur
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from time import monotonic
@@ -25,6 +26,7 @@ from mqttd.hooks.values import Event
 
 MAX_WAITING: Final = 10_000
 BATCH: Final = 500
+GRACE_S: Final = 5.0  # for who is still being told when the broker stops
 
 KINDS: Final = {
     watch.PUBLISHED: values.PUBLISHED,
@@ -43,6 +45,10 @@ KINDS: Final = {
 }
 
 
+# Traces whose `origin` is the publisher of a message; for all others it is where a client is from.
+_OF_MESSAGES: Final = frozenset({watch.PUBLISHED, watch.DENIED, watch.DROPPED, watch.DELIVERED})
+
+
 class Observer:
     """One plugin that observes."""
 
@@ -51,6 +57,7 @@ class Observer:
         self.wants = frozenset(guard.plugin.watches)
         self.waiting: list[Event] = []
         self.busy = False
+        self.told: asyncio.Future[Any] | None = None  # the call under way, if it has to wait
         self.lost = 0
 
 
@@ -58,7 +65,7 @@ class Observers:
     """All of them."""
 
     def __init__(
-        self, broker: Broker, spawn: Callable[[Coroutine[Any, Any, None], str], object]
+        self, broker: Broker, spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Future[Any]]
     ) -> None:
         self.observers: list[Observer] = []
         self._broker = broker
@@ -81,11 +88,15 @@ class Observers:
             if name in wanted:
                 watcher.wants |= 1 << kind
 
-    def stop(self) -> None:
-        """Tell nobody anything more."""
-        self.observers = []
+    async def stop(self) -> None:
+        """Tell what has happened so far, as far as that doesn't take long, and nothing more."""
+        self.tick()
         if self._broker.context.watcher is not None:
             self._broker.context.watcher.wants = 0
+        under_way = [one.told for one in self.observers if one.told is not None and one.busy]
+        if under_way:
+            await asyncio.wait(under_way, timeout=GRACE_S)
+        self.observers = []
 
     def tick(self) -> None:
         """Hand out what has happened since the last time."""
@@ -110,7 +121,7 @@ class Observers:
             trace.at + self._wall,
             trace.client_id,
             trace.username,
-            trace.origin if trace.serial == 0 else "",
+            "" if trace.kind in _OF_MESSAGES else trace.origin,
             trace.topic,
             trace.qos,
             trace.retain,
@@ -126,7 +137,7 @@ class Observers:
             async def finish() -> None:
                 await rest
 
-            self._spawn(finish(), "observe")
+            observer.told = self._spawn(finish(), "observe")
 
     async def _tell(self, observer: Observer) -> None:
         try:

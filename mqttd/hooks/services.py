@@ -29,6 +29,7 @@ from mqttd.core.packets import Filter
 from mqttd.core.session import Session
 from mqttd.core.topics import validate_topic_filter
 from mqttd.hooks.convert import core_message_of, message_of
+from mqttd.hooks.guard import WATCH, Watched
 from mqttd.hooks.plugin import (
     BrokerServices,
     InternalClient,
@@ -43,8 +44,10 @@ ResultT = TypeVar("ResultT")
 
 THREADS: Final = 2  # of `run_blocking`, for all plugins: the loop needs a core as well
 _SLICE: Final = 256  # sessions, or retained messages, looked at before others get their turn
+_STOPPED: Final = "the broker has stopped"
 _MAILBOX: Final = 10_000  # QoS 0 messages that wait for a client inside, then they are dropped
 
+logger: Final = logging.getLogger("mqttd.plugins")
 audit: Final = logging.getLogger("mqttd.audit")
 
 
@@ -73,6 +76,9 @@ class Works:
         self._promises: list[tuple[int, int, asyncio.Future[None]]] = []
         self._order = 0
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._timers: set[Later] = set()
+        self._leaving: list[tuple[Connection, int, str]] = []
+        self._closed = False
         self._pool: ThreadPoolExecutor | None = None
 
     def tick(self) -> None:
@@ -83,6 +89,10 @@ class Works:
             future = heapq.heappop(promises)[2]
             if not future.done():
                 future.set_result(None)
+        leaving, self._leaving = self._leaving, []
+        for connection, code, reason in leaving:
+            self.broker.context.at(monotonic())
+            connection.close(code, reason, monotonic())
         woken = self.broker.woken
         if woken:
             taken = woken.copy()
@@ -93,12 +103,14 @@ class Works:
                     inner.collect()
 
     def durable(self, barrier: int) -> Awaitable[None]:
-        """Comes true with the commit of a batch."""
+        """Comes true with the commit of a batch. `Stopped` where none is to come."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         future.add_done_callback(_seen)
         if barrier <= self.broker.journal.committed:
             future.set_result(None)
+        elif self._closed:
+            future.set_exception(Stopped(_STOPPED))
         else:
             self._order += 1
             heapq.heappush(self._promises, (barrier, self._order, future))
@@ -121,9 +133,28 @@ class Works:
         error = task.exception()
         if error is not None and not isinstance(error, Stopped):
             name = task.get_name() if isinstance(task, asyncio.Task) else "plugin"
-            audit.getChild("plugins").error("%s failed", name, exc_info=error)
+            logger.error("%s failed", name, exc_info=error)
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> Timer:
+        """Call `action` after `delay_s`, unless everything has ended by then."""
+        timer = Later(self._timers)
+        if not self._closed:
+            timer.start(asyncio.get_running_loop(), max(delay_s, 0.0), action)
+        return timer
+
+    def kick(self, client_id: str, code: int, reason: str) -> bool:
+        """End a connection once whoever calls is back from the core, which may be in its midst."""
+        session = self.broker.sessions.get(client_id)
+        connection = None if session is None else session.link
+        if not isinstance(connection, Connection):
+            return False
+        self._leaving.append((connection, code, reason))
+        self.schedule()
+        return True
 
     async def run_blocking(self, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        if self._closed:
+            raise Stopped(_STOPPED)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(THREADS, "mqttd-plugin")
         loop = asyncio.get_running_loop()
@@ -131,10 +162,13 @@ class Works:
 
     async def close(self) -> None:
         """Break what can't be kept any more, and end what runs."""
+        self._closed = True
         for _, _, future in self._promises:
             if not future.done():
-                future.set_exception(Stopped("the broker has stopped"))
+                future.set_exception(Stopped(_STOPPED))
         self._promises.clear()
+        for timer in list(self._timers):
+            timer.cancel()
         for inner in list(self.clients.values()):
             inner.close()
         tasks = list(self._tasks)
@@ -153,14 +187,37 @@ def _seen(future: asyncio.Future[None]) -> None:
         future.exception()
 
 
-class _Later(Timer):
-    """A timer, or a task."""
+class Later(Timer):
+    """Something at a time. It stands in `timers` until it has happened, or is cancelled."""
 
-    def __init__(self, handle: asyncio.TimerHandle | asyncio.Future[Any]) -> None:
-        self._handle = handle
+    def __init__(self, timers: set[Later]) -> None:
+        self._timers = timers
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(
+        self, loop: asyncio.AbstractEventLoop, delay_s: float, action: Callable[[], None]
+    ) -> None:
+        def go() -> None:
+            self._timers.discard(self)
+            action()
+
+        self._timers.add(self)
+        self._handle = loop.call_later(delay_s, go)
 
     def cancel(self) -> None:
-        self._handle.cancel()
+        self._timers.discard(self)
+        if self._handle is not None:
+            self._handle.cancel()
+
+
+class _Task(Timer):
+    """Work that runs until it ends."""
+
+    def __init__(self, task: asyncio.Future[Any]) -> None:
+        self._task = task
+
+    def cancel(self) -> None:
+        self._task.cancel()
 
 
 class _Rows(Table):
@@ -189,7 +246,6 @@ class _Inner(InternalClient):
         self._works = works
         self._inside = inside
         self._mailbox: asyncio.Queue[Received | None] = asyncio.Queue()
-        self._in_flight = 0
         works.clients[inside] = self
 
     def collect(self) -> None:
@@ -200,8 +256,6 @@ class _Inner(InternalClient):
             message = message_of(arrival.message, now).replace(
                 qos=arrival.qos, retain=arrival.retain
             )
-            if arrival.packet_id:
-                self._in_flight += 1
             self._mailbox.put_nowait(
                 Received(message, arrival.dup, self._acknowledger(arrival.packet_id))
             )
@@ -219,7 +273,6 @@ class _Inner(InternalClient):
             if done or session is None or self._inside.session is not session:
                 return
             done = True
-            self._in_flight -= 1
             self._inside.settle(packet_id, reason, monotonic())
             self._works.schedule()
 
@@ -376,9 +429,7 @@ class Services(BrokerServices):
     def kick(
         self, client_id: str, reason: str = "", code: int = spec.ADMINISTRATIVE_ACTION
     ) -> bool:
-        done = self._works.broker.kick(client_id, code, reason or "by a plugin", monotonic())
-        self._works.schedule()
-        return done
+        return self._works.kick(client_id, code, reason or "by a plugin")
 
     def forget_decisions(self, client_id: str | None = None) -> None:
         self._works.decides.forget_decisions(client_id)
@@ -390,18 +441,23 @@ class Services(BrokerServices):
 
     def call_later(self, delay_s: float, action: Callable[[], object]) -> Timer:
         def go() -> None:
+            began = WATCH.enter(self.name, "a timer")
             try:
                 result = action()
             except Exception:
                 self.log.exception("plugin %s failed in a timer", self.name)
                 return
+            finally:
+                WATCH.leave(began)
             if isinstance(result, Awaitable):
-                self._works.spawn(result, f"timer of plugin {self.name}")
+                self.spawn(result, "timer")
 
-        return _Later(asyncio.get_running_loop().call_later(max(delay_s, 0.0), go))
+        return self._works.later(delay_s, go)
 
     def spawn(self, work: Awaitable[object], name: str = "") -> Timer:
-        return _Later(self._works.spawn(work, f"{name or 'task'} of plugin {self.name}"))
+        name = name or "task"
+        watched = Watched(self.name, name, work)
+        return _Task(self._works.spawn(watched, f"{name} of plugin {self.name}"))
 
     async def run_blocking(self, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
         return await self._works.run_blocking(function, *arguments)

@@ -195,7 +195,7 @@ class Flow:
                 self._bug("handle_timeout", None)
         if self._commit is not None:
             self._commit()  # a will or an expiry may have nothing to write but to the store
-        if broker.dirty or broker.events or broker.ready:
+        if broker.dirty or broker.events or broker.ready or self.after is not None:
             self.schedule()
 
     def _report(self) -> None:
