@@ -236,41 +236,53 @@ class Delayed(Plugin[Config]):
         if action == "list":
             return self._list(arguments)
         if action == "delete":
-            return await self._delete(arguments.get("id"))
+            return await self._delete(arguments)
         return await super().control(action, arguments)
 
     def _list(self, arguments: Mapping[str, object]) -> object:
-        limit, client_id = arguments.get("limit", LISTED), arguments.get("client_id")
-        topic_filter = arguments.get("topic", "#")
+        limit = arguments.get("limit", LISTED)
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
             raise ValueError("limit: expected a number of messages")
+        found = self._found(arguments)
+        now = self.broker.now()
+        shown = [_shown(waiting, now) for waiting in heapq.nsmallest(limit, found)]
+        return {"waiting": len(self._waiting), "matched": len(found), "messages": shown}
+
+    def _found(self, arguments: Mapping[str, object]) -> list[Waiting]:
+        """What the operator means: by `id`, `client_id` and `topic`, or everything."""
+        serial, client_id = arguments.get("id"), arguments.get("client_id")
+        topic_filter = arguments.get("topic", "#")
+        if isinstance(serial, bool) or not isinstance(serial, int | None):
+            raise ValueError("id: expected the id of a message, as list shows it")
+        if not isinstance(client_id, str | None):
+            raise ValueError("client_id: expected a client identifier")
         if not isinstance(topic_filter, str):
             raise ValueError("topic: expected a topic filter")
         try:
             validate_topic_filter(topic_filter)
         except ProtocolError as error:
             raise ValueError(f"topic: {error.detail}") from None
-        found = [
+        return [
             waiting
             for waiting in self._waiting.values()
-            if client_id in (None, waiting.client_id) and matches(topic_filter, waiting.topic)
+            if serial in (None, waiting.serial)
+            and client_id in (None, waiting.client_id)
+            and matches(topic_filter, waiting.topic)
         ]
-        now = self.broker.now()
-        shown = [_shown(waiting, now) for waiting in heapq.nsmallest(limit, found)]
-        return {"waiting": len(self._waiting), "matched": len(found), "messages": shown}
 
-    async def _delete(self, serial: object) -> object:
-        if isinstance(serial, bool) or not isinstance(serial, int):
-            raise ValueError("id: expected the id of a message, as list shows it")
-        waiting = self._waiting.get(serial)
-        if waiting is None:
-            raise ValueError(f"no message {serial} is waiting")
-        self._drop(waiting)
-        written = self._table.delete(waiting.key)
-        self.broker.count("deleted")
-        self.broker.audit("delayed_delete", topic=waiting.topic, client_id=waiting.client_id)
-        await written
-        return {"deleted": _shown(waiting, self.broker.now())}
+    async def _delete(self, arguments: Mapping[str, object]) -> object:
+        if not {"id", "client_id", "topic"} & set(arguments):
+            raise ValueError("expected id, client_id or topic: what is to be deleted")
+        found = self._found(arguments)
+        written: Awaitable[None] | None = None
+        for waiting in found:
+            self._drop(waiting)
+            written = self._table.delete(waiting.key)
+            self.broker.audit("delayed_delete", topic=waiting.topic, client_id=waiting.client_id)
+        self.broker.count("deleted", len(found))
+        if written is not None:
+            await written
+        return {"deleted": len(found)}
 
 
 def _shown(waiting: Waiting, now: float) -> dict[str, object]:

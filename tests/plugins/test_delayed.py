@@ -227,8 +227,7 @@ async def test_the_row_stays_until_the_message_is_durable_and_a_stop_waits_for_t
         await asyncio.sleep(0)
     assert payloads(broker) == [b"1"]
     assert len(broker.table().items()) == 2
-    with pytest.raises(ValueError, match="no message 1"):
-        await plugin.control("delete", {"id": 1})
+    assert await plugin.control("delete", {"id": 1}) == {"deleted": 0}
     assert not stopping.done()
     durable.set()
     await stopping
@@ -355,14 +354,27 @@ async def test_the_operator_sees_what_waits_and_takes_it_out() -> None:
     await broker.advance(60.0)
     assert [message.topic for message in broker.published] == ["b", "a/1"]
     assert broker.audited == [("delayed_delete", {"topic": "a/2", "client_id": "valve"})]
-    with pytest.raises(ValueError, match=f"no message {first}"):
-        await plugin.control("delete", {"id": first})
+    assert await plugin.control("delete", {"id": first}) == {"deleted": 0}
+
+
+async def test_the_operator_takes_out_all_of_a_client_or_of_a_topic() -> None:
+    plugin, broker = await started()
+    for topic, client_id in (("a/1", "pump"), ("a/2", "pump"), ("a/1", "valve"), ("b", "valve")):
+        await send(plugin, f"$delayed/5/{topic}", client_id=client_id)
+    assert await plugin.control("delete", {"client_id": "pump"}) == {"deleted": 2}
+    assert await plugin.control("delete", {"topic": "a/#"}) == {"deleted": 1}
+    assert len(broker.table().items()) == 1
+    await broker.advance(5.0)
+    assert [message.topic for message in broker.published] == ["b"]
+    assert broker.gauges == {"waiting": 0, "waiting_bytes": 0}
 
 
 @pytest.mark.parametrize(
     ("action", "arguments", "told"),
     [
-        ("delete", {}, "id: expected"),
+        ("delete", {}, "expected id, client_id or topic"),
+        ("delete", {"client_id": 7}, "client_id: expected"),
+        ("delete", {"topic": "#/a"}, "topic: "),
         ("delete", {"id": "1"}, "id: expected"),
         ("delete", {"id": True}, "id: expected"),
         ("list", {"limit": -1}, "limit: expected"),
