@@ -303,12 +303,13 @@ class WillTrack(Track):
         return False
 
     def missing(self) -> int:
-        if self._left_at >= 0:
+        wills = self.wills
+        if self._left_at >= 0 or not wills.owed.size:
             return 0
-        count = self.wills.owed.size - self.expected
-        if self.holes is not None:
-            count += self.holes.size
-        return max(0, count)
+        missing = self.holes.clipped(wills.ended) if self.holes is not None else Ranges()
+        missing.append(self.expected, wills.ended)
+        absent = missing.intersection(wills.owed)
+        return absent.size - absent.common(self.excused or Ranges())
 
     def close(self, topic: str, cut: bool) -> tuple[Outcome, int]:
         wills = self.wills

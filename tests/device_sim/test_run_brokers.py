@@ -1,0 +1,129 @@
+"""Scenarios on brokers in processes of their own: Debian's mosquitto, and mqttd, also killed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from device_sim.cli import main
+from tests.device_sim.test_brokers import Serve, mosquitto, mqttd
+from tests.tls import Authority
+
+MIXED = """
+scenario: mixed
+drain: 10s
+broker: {{port: {port}}}
+groups:
+  - name: old
+    version: "3.1.1"
+    count: 3
+    session_expiry: 1h
+    offline: keep
+    reconnect: {{first: 20ms}}
+    flaky: {{up: 300ms, down: 50ms}}
+    will: {{topic: "gone/{{id}}", qos: 1}}
+    publish:
+      - topic: "x/{{id}}/{{stream}}"
+        qos: [1, 2]
+        streams: 2
+        rate: 40
+        fields: {{n: {{counter: {{}}}}}}
+  - name: new
+    count: 3
+    reconnect: {{first: 50ms}}
+    publish:
+      - {{topic: "y/{{id}}", qos: 2, rate: 40, retain: true, user_properties: {{a: b}}, expiry: 1m}}
+  - name: reader
+    count: 2
+    session_expiry: 1h
+    reconnect: {{first: 20ms}}
+    subscribe:
+      - {{filters: ["x/#", "gone/+"], qos: 2}}
+      - {{filters: ["y/+"], qos: 1, retain_handling: new}}
+  - name: worker
+    count: 2
+    subscribe: [{{filters: ["y/+"], qos: 2, share: crew}}]
+  - name: asking
+    request:
+      - topic: "do/{{target}}"
+        targets: answering
+        response: "did/{{id}}"
+        qos: 1
+        every: 20ms
+  - {{name: answering, count: 2, respond: [{{filter: "do/{{id}}", qos: 1, delay: 5ms}}]}}
+stages:
+  - {{name: connect, actions: [connect: {{over: 100ms, arrival: poisson}}]}}
+  - name: go
+    duration: 1200ms
+    actions:
+      - publish: {{duration: 1s}}
+      - disconnect: {{at: 200ms, groups: [reader], mode: reset}}
+      - disconnect: {{at: 500ms, groups: [new], mode: half_open, fraction: 0.3}}
+"""
+
+
+@pytest.mark.parametrize("serve", [mosquitto, mqttd])
+def test_a_mixed_fleet_with_faults(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve(tmp_path, None) as port:
+        file = tmp_path / "mixed.yaml"
+        file.write_text(MIXED.format(port=port))
+        code = main(["run", str(file), "--quiet", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert code == 0, (result["verdict"], result["violations"], result["troubled"])
+    assert result["totals"]["qos1"]["received"] > 100
+    assert result["totals"]["qos2"]["received"] > 100
+    assert result["totals"]["all"]["lost"] == 0
+    assert result["histograms"]["round_trip"]["count"] > 10
+    assert [fault["kind"] for fault in result["faults"]].count("disconnect") == 2
+
+
+@pytest.mark.parametrize("serve", [mosquitto, mqttd])
+def test_over_tls(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    authority = Authority(tmp_path)
+    text = f"""
+scenario: tls
+broker: {{tls: {{ca: {authority.file}}}, host: localhost}}
+groups:
+  - {{name: device, count: 2, publish: [{{topic: "x/{{id}}", qos: 1, size: 64}}]}}
+  - {{name: insecure, tls: {{insecure: true}}, subscribe: [{{filters: ["x/#"], qos: 1}}]}}
+stages:
+  - {{name: connect, actions: [connect: {{}}]}}
+  - {{name: go, actions: [publish: {{count: 50}}]}}
+"""
+    file = tmp_path / "tls.yaml"
+    file.write_text(text)
+    with serve(tmp_path, authority) as port:
+        assert main(["run", str(file), "-p", str(port), "--quiet"]) == 0
+        file.write_text(text.replace(f"{{ca: {authority.file}}}", "{}"))
+        assert main(["run", str(file), "-p", str(port), "--quiet"]) == 3
+    assert "BROKEN OFF" in capsys.readouterr().out
+
+
+def test_a_broker_that_is_killed_keeps_what_it_acknowledged(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--scale", "0.05", "--speed", "20", "--quiet", "--json"]
+    code = main(["run", "broker-kill", *arguments])
+    result = json.loads(capsys.readouterr().out)
+    assert code == 0, (result["verdict"], result["violations"], result["troubled"])
+    assert result["totals"]["all"]["received"] == result["totals"]["all"]["sent"] > 100
+    kinds = [fault["kind"] for fault in result["faults"]]
+    assert kinds == ["kill_broker", "restart_broker"] * 2
+
+
+def test_several_workers_share_a_run_and_one_broker_that_is_killed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--scale", "0.06", "--speed", "20", "--quiet", "--json", "--workers", "2"]
+    code = main(["run", "broker-kill", *arguments])
+    result = json.loads(capsys.readouterr().out)
+    assert code == 0, (result["verdict"], result["violations"], result["troubled"])
+    assert result["scenario"]["workers"] == 2
+    totals = result["totals"]["all"]
+    assert totals["received"] == totals["sent"] > 100
+    assert result["histograms"]["from_sent"]["count"] == totals["received"]
+    assert [stage["name"] for stage in result["stages"]][:2] == ["connect", "killed"]
+    # What both of them saw is on the time line once.
+    assert [fault["kind"] for fault in result["faults"]].count("kill_broker") == 2
