@@ -289,8 +289,10 @@ class Acts:
                 await self._until_sent(pours, loops, body.duration)
         finally:
             run.tick()  # what became due while the loop was busy is late, but it is sent
+            run.switchboard.flush()
             for pour in pours:
                 pour.stopped = True
+                pour.feed.hold_back()
             for feed in loops:
                 feed.limit = feed.sender.sent
             run.publishing(-1)

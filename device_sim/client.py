@@ -103,6 +103,7 @@ class Client:
         self.receiving: set[int] = set()
         self.violations: dict[str, int] = {}
         self.redelivered = 0
+        self.resumed = False
         self.receive_maximum = MAX_PACKET_ID
         self.maximum_qos = 2
         self.maximum_packet_size = 0
@@ -308,7 +309,8 @@ class Client:
         elif first == 0x62:
             if packet_id in self.receiving:
                 self.receiving.remove(packet_id)
-            else:
+            elif not self.resumed:
+                # A session that is resumed may not have got our last PUBCOMP. [MQTT-4.4.0-1]
                 self._violation("PUBREL for an identifier that is not in flight")
             self.out += _PUBCOMP
             self.out += data[body : body + 2]
@@ -359,6 +361,7 @@ class Client:
             self.maximum_packet_size = properties.maximum_packet_size
         if properties.server_keep_alive is not None:
             self.keep_alive = properties.server_keep_alive
+        self.resumed = packet.session_present
         if packet.session_present:
             self._resume()
         else:

@@ -110,6 +110,8 @@ class Feed(Publisher):
         self.unchanged = 0
         self.begun_ns = 0
         self.unix_s = 0.0
+        self.starved = False
+        """Something waits for the window, which the device's other feeds use, too."""
 
     def become_due(self, at_ns: int) -> bool:
         """One more is due; False when no more are wanted in the whole run."""
@@ -142,6 +144,12 @@ class Feed(Publisher):
             self.dues.clear()
             self.correlations.clear()
 
+    def hold_back(self) -> None:
+        """Publishing is over: what window and socket had no room for isn't sent any more."""
+        if not self.keep:
+            self.held_back += len(self.dues)
+            self.dues.clear()
+
     def allowance(self) -> int:
         """How many messages may be sent now."""
         client = self.client
@@ -165,6 +173,7 @@ class Feed(Publisher):
         allowed = self.allowance()
         self.more = False
         if allowed <= 0:
+            self.starved = self._waits()
             return 0
         sender = self.sender
         out = self.client.out
@@ -179,7 +188,13 @@ class Feed(Publisher):
                 lag_us = min(max(0, (now_ns - intended_ns) // 1000), MAX_LAG_US)
             self._write(out, intended_ns, lag_us)
         self.more = handled < allowed
+        self.starved = not self.more and self._waits()
         return sender.sent - first
+
+    def _waits(self) -> bool:
+        if not self.sender.qos:
+            return False
+        return bool(self.dues) if self.paced else self.sender.sent < self.limit
 
     def _write(self, out: bytearray, intended_ns: int, lag_us: int) -> None:
         sender = self.sender

@@ -182,7 +182,9 @@ class Fleet:
         count = min(len(targets), MAX_TARGETS)
         first = device.index * count
         chosen = [targets[(first + at) % len(targets)] for at in range(count)]
-        topics = [device.topic(entry.topic, {"target": each.client.client_id}) for each in chosen]
+        topics = [
+            device.topic(entry.topic, each.names.as_target(each.group.tags)) for each in chosen
+        ]
         response = Properties()
         response.response_topic = device.topic(entry.response)
         draw = self._source(device, key, entry).next

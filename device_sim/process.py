@@ -35,6 +35,13 @@ class ProcessError(Exception):
     """The broker could not be started; the text says what was run and what it said."""
 
 
+def environment() -> dict[str, str]:
+    """That of this process, in which a child finds the packages that this process runs."""
+    here = str(Path(__file__).resolve().parents[1])
+    before = os.environ.get("PYTHONPATH", "")
+    return {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{before}" if before else here}
+
+
 def free_port(host: str) -> int:
     """A port on which nobody listens at this moment."""
     with socket.socket() as sock:
@@ -90,6 +97,7 @@ class BrokerProcess:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 cwd=self.directory,
+                env=environment(),
                 start_new_session=True,
             )
         except OSError as error:

@@ -35,7 +35,7 @@ from device_sim.control import Control
 from device_sim.flood import Sample
 from device_sim.load import elsewhere, load
 from device_sim.loops import factory_of
-from device_sim.process import ProcessError
+from device_sim.process import ProcessError, environment
 from device_sim.progress import Plain
 from device_sim.result import Result, merge
 from device_sim.run import Run
@@ -119,6 +119,7 @@ class Parent:
                 *("-m", "device_sim.workers", options.loop),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
+                env=environment(),
                 limit=LINE_LIMIT,
                 start_new_session=True,
             )
