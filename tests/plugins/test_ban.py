@@ -112,6 +112,17 @@ async def test_a_ban_after_a_ban_is_longer_up_to_a_bound() -> None:
         assert connect(plugin) is None
 
 
+async def test_however_fast_bans_grow_they_end() -> None:
+    plugin, broker = await started(
+        brute_force={"failures": 1, "ban": "10s"}, growth=1e200, max_ban="1h"
+    )
+    for _ in range(4):
+        refused(plugin, 1)
+        await broker.advance(3600.0)
+        assert connect(plugin) is None
+    assert broker.counts["brute_force"] == 4
+
+
 async def test_what_was_long_ago_makes_no_ban_longer() -> None:
     plugin, broker = await started(
         brute_force={"failures": 1, "ban": "10s"}, remember="1h", growth=2.0
@@ -271,6 +282,24 @@ async def test_a_network_may_be_banned_and_for_good() -> None:
     answer = await plugin.control("list", {})
     assert isinstance(answer, dict)
     assert [(ban["until"], ban["seconds_left"]) for ban in answer["bans"]] == [(None, None)] * 2
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("2001:db8::1", "2001:db8:0::1"),
+        ("2001:db8::1/128", "2001:db8::1"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("192.0.2.7/32", "192.0.2.7"),
+    ],
+)
+async def test_an_address_is_the_same_however_it_is_written(written: str, address: str) -> None:
+    plugin, _ = await started()
+    await plugin.control("add", {"kind": "address", "value": written})
+    assert connect(plugin, address=address) is not None
+    assert connect(plugin, address="2001:db8::2") is None
+    await plugin.control("remove", {"kind": "address", "value": written})
+    assert connect(plugin, address=address) is None
 
 
 async def test_a_wide_ban_does_not_reach_what_is_exempt() -> None:
