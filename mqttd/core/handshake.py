@@ -126,6 +126,7 @@ class Handshake(Outbound):
     def go_on(self, now: float) -> None:
         """What was awaited has come: act on what is here, and have the shell read on."""
         self.suspended = False
+        self.last_received = now  # what it sent meanwhile is read only now
         self.run(now)
         if not self.dirty:
             self.dirty = True
