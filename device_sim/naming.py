@@ -79,6 +79,8 @@ def deal(tags: Tags, index: int) -> dict[str, str | int]:
 class Names:
     """What one device is called: the values of the parts of its templates."""
 
+    __slots__ = ("client_id", "parts")
+
     def __init__(self, run: str, group: str, index: int, id_pattern: Template, tags: Tags) -> None:
         self.parts: dict[str, str | int] = deal(tags, index)
         self.parts |= {"run": run, "group": group, "index": index}

@@ -35,15 +35,19 @@ _WHEEL: Final = 251 * 16
 
 
 class Moment:
-    """Everything that the values of one message may depend on."""
+    """Everything that the values of one message may depend on.
 
-    def __init__(self, names: Names, chance: Chance) -> None:
-        self.names = names
-        self.chance = chance
+    There is one for all devices of a recipe: a source fills it in before it draws, and the fields
+    add their own numbers to `variables` as they are drawn, each before the ones that may read it.
+    """
+
+    def __init__(self) -> None:
+        self.names: Names
+        self.chance: Chance
         self.t = 0.0
         self.clock = 0.0
         self.seq = 0
-        self.variables: dict[str, int | float] = {"t": 0.0, "seq": 0, "index": 0, "last": 0}
+        self.variables: dict[str, int | float] = {}
 
 
 def _rounded(value: float, digits: int) -> int | float:
@@ -317,6 +321,8 @@ def filling(run: int, size: int) -> bytes:
 class DeviceClock:
     """The time of day as one device believes it."""
 
+    __slots__ = ("_drift", "_offset_s")
+
     def __init__(self, clock: Clock | None, seed: int, group: str, index: int) -> None:
         self._offset_s = 0.0
         self._drift = 0.0
@@ -336,6 +342,7 @@ class Recipe:
         self.fields = _Object(message.fields) if message.fields else None
         self.encode = ENCODERS[message.encoding]
         self.sizes = Sizes(message.size)
+        self.moment = Moment()
         self.on_change: OnChange | None = None
         if isinstance(message, PublishEntry):
             self.on_change = message.on_change
@@ -344,17 +351,24 @@ class Recipe:
 class Source:
     """One device's messages of one kind."""
 
+    __slots__ = (
+        *("_chance", "_clock", "_names", "_recipe", "_run"),
+        *("_sent", "_sent_at", "_seq", "_states"),
+    )
+
     def __init__(
         self, recipe: Recipe, seed: int, run: int, names: Names, key: str, clock: DeviceClock
     ) -> None:
         """`key` names the entry among those of the device; padding depends on `run`."""
-        chance = Chance(seed, "values", names.parts["group"], names.parts["index"], key)
+        self._chance = Chance(seed, "values", names.parts["group"], names.parts["index"], key)
+        self._names = names
         self._recipe = recipe
         self._run = run
         self._clock = clock
-        self._moment = Moment(names, chance)
-        self._moment.variables["index"] = int(names.parts["index"])
-        self._states = recipe.fields.begin(chance) if recipe.fields is not None else []
+        self._seq = 0
+        self._states: list[Any] = []
+        if recipe.fields is not None:
+            self._states = recipe.fields.begin(self._chance)
         self._sent: dict[str, Scalar] = {}
         self._sent_at = -math.inf
 
@@ -365,19 +379,23 @@ class Source:
         but not as a message.
         """
         recipe = self._recipe
-        moment = self._moment
         body = b""
         if recipe.fields is not None:
+            moment = recipe.moment
+            moment.names = self._names
+            moment.chance = self._chance
             moment.t = t
             moment.clock = self._clock.read(unix_s, t)
+            moment.seq = self._seq
             moment.variables["t"] = t
-            moment.variables["seq"] = moment.seq
+            moment.variables["seq"] = self._seq
+            moment.variables["index"] = int(self._names.parts["index"])
             fields, self._states = recipe.fields.draw(self._states, moment)
             if recipe.on_change is not None and not self._changed(recipe.on_change, fields, t):
                 return None
             body = recipe.encode(fields)
-        moment.seq += 1
-        missing = recipe.sizes.draw(moment.chance) - HEADER_SIZE - len(body)
+        self._seq += 1
+        missing = recipe.sizes.draw(self._chance) - HEADER_SIZE - len(body)
         return body + filling(self._run, missing) if missing > 0 else body
 
     def _changed(self, on_change: OnChange, fields: Mapping[str, Any], t: float) -> bool:

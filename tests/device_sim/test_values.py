@@ -360,7 +360,22 @@ def test_a_device_costs_little_memory() -> None:
     clock = DeviceClock(None, 1, "g", 0)
     names = Names("0", "g", 0, Template("x"), {})
     one = Source(recipe, 1, 2, names, "publish[0]", clock)
-    other = Source(recipe, 1, 2, names, "publish[0]", clock)
+    other = Source(recipe, 1, 2, names, "publish[1]", clock)
     assert one._recipe is other._recipe
     assert all(isinstance(state, int | float) for state in one._states)
-    assert math.isinf(one._sent_at)
+    assert not hasattr(one, "__dict__")
+
+
+def test_sources_of_one_recipe_dont_disturb_each_other() -> None:
+    fields = {"a": {"counter": {}}, "v": {"expression": "a + 100 * index + last / 1000"}}
+    entry = PublishEntry.model_validate({"topic": "t", "every": 1, "fields": fields})
+    recipe = Recipe(entry)
+    clock = DeviceClock(None, 1, "g", 0)
+    both = [
+        Source(recipe, 1, RUN, Names("0", "g", index, Template("{index}"), {}), "k", clock)
+        for index in (0, 1)
+    ]
+    alone = [source(fields, index=index) for index in (0, 1)]
+    for t in range(5):
+        for one, other in zip(both, alone, strict=True):
+            assert one.next(float(t)) == other.next(float(t))
