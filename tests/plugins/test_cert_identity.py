@@ -1,6 +1,7 @@
 """cert_identity: names out of certificates, who is let in, revocation, what is refused."""
 
 import os
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import cast
@@ -298,3 +299,11 @@ async def test_the_stand_in_starts_it_as_the_broker_does() -> None:
     plugin = cast(CertIdentity, await broker.start(CertIdentity, Config()))
     assert plugin.authenticate(client(None), NOBODY) == NOT_MINE
     await plugin.stop()
+
+
+async def test_what_is_missing_is_told_with_the_way_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "mqttd_plugins._certificates", None)
+    with pytest.raises(RuntimeError, match=r'pip install "mqttd\[tls\]"'):
+        await CertIdentity(Config(), StandIn()).check()

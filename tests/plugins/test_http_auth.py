@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -524,6 +525,15 @@ async def test_before_it_has_started_nobody_comes_in() -> None:
     plugin = HttpAuth(config, StandIn())
     assert isinstance(await login(plugin), Deny)
     assert isinstance(await may_publish(plugin, ada(), "a"), Deny)
+
+
+async def test_what_is_missing_is_told_with_the_way_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "mqttd_plugins._http_service", None)
+    config = Config.model_validate({"authenticate": {"url": "https://a.example"}})
+    with pytest.raises(RuntimeError, match=r'pip install "mqttd\[http\]"'):
+        await HttpAuth(config, StandIn()).check()
 
 
 HERE = {"url": "http://127.0.0.1:1/x"}

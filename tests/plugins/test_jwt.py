@@ -1,5 +1,6 @@
 """jwt: which tokens count, who they name, what they allow, and when they end."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -352,3 +353,13 @@ def test_tokens_by_hand_are_as_good_as_others() -> None:
 
     token = by_hand({"alg": "HS256"}, claims(), SECRET.encode())
     assert jwt.decode(token, SECRET, ["HS256"])["sub"] == "ada"
+
+
+async def test_what_is_missing_is_told_with_the_way_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "jwt", None)
+    by_url = {"algorithms": ["RS256"], "jwks_url": "https://id.example/keys"}
+    for config in (HS, by_url):
+        with pytest.raises(RuntimeError, match=r'pip install "mqttd\[jwt\]"'):
+            await Jwt(Config.model_validate(config), StandIn()).check()

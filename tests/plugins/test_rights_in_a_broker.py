@@ -1,11 +1,15 @@
 """acl_file, cert_identity, jwt and http_auth inside a broker, with clients on real sockets."""
 
+import datetime
 import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
 import mqttd
 from mqttd.core import encode, spec
@@ -24,7 +28,7 @@ from mqttd.core.properties import Properties
 from tests.net.kit import Wire, loopback, until
 from tests.plugins.http_kit import served
 from tests.plugins.token_kit import SECRET, signed
-from tests.tls import Authority
+from tests.tls import DAY, Authority
 
 
 def config(*plugins: dict[str, Any], **listener: Any) -> dict[str, object]:
@@ -157,6 +161,49 @@ async def test_a_certificate_gives_the_name_that_rules_are_for(tmp_path: Path) -
 
 
 JWT = {"use": "jwt", "config": {"algorithms": ["HS256"], "secret": SECRET, "leeway": 0}}
+
+
+async def test_a_certificate_that_is_revoked_ends_its_connection(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    cert, key = authority.issue("server")
+    pair = authority.issue("one", "one")
+    serial = x509.load_pem_x509_certificate(pair[0].read_bytes()).serial_number
+    crl = tmp_path / "ca.crl"
+    crl.write_bytes(revoked(authority))
+    tls = {
+        "cert": str(cert),
+        "key": str(key),
+        "client_ca": str(authority.file),
+        "client_cert": "required",
+        "username_from": "none",
+    }
+    plugin = {
+        "use": "cert_identity",
+        "config": {
+            "crl": [str(crl)],
+            "crl_ca": str(authority.file),
+            "check_interval": "100ms",
+        },
+    }
+    async with mqttd.Broker(config(plugin, tls=tls)) as broker:
+        context = authority.client(pair)
+        async with client(broker, tls=context) as wire:
+            crl.write_bytes(revoked(authority, serial))
+            assert (await wire.receive(Disconnect)).reason == spec.NOT_AUTHORIZED
+        async with client(broker, tls=context, expected=spec.NOT_AUTHORIZED):
+            pass
+
+
+def revoked(authority: Authority, *serials: int) -> bytes:
+    """The authority's list, as PEM."""
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateRevocationListBuilder(issuer_name=authority._subject)
+    builder = builder.last_update(now - DAY).next_update(now + DAY)
+    for serial in serials:
+        entry = x509.RevokedCertificateBuilder().serial_number(serial)
+        builder = builder.add_revoked_certificate(entry.revocation_date(now - DAY).build())
+    signed_list = builder.sign(authority._key, hashes.SHA256())
+    return signed_list.public_bytes(serialization.Encoding.PEM)
 
 
 async def test_a_token_ends_the_connection() -> None:
