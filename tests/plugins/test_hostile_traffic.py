@@ -38,7 +38,7 @@ async def test_emqx_order_is_kept_under_a_rate_limit(qos: int) -> None:
             reader.send(Puback(number + 1))
             got.append(message.payload)
         assert got == sent
-        assert counts_of(broker, "rate_limit")["delayed"] >= 20
+        assert counts_of(broker, "rate_limit")["delayed"] > 0
 
 
 async def test_mosquitto_3670_what_was_rewritten_is_authorised_again() -> None:
