@@ -446,19 +446,24 @@ def _add_throughput(into: Throughput, other: Throughput) -> None:
 
 def _joined_faults(results: list[Result]) -> list[Fault]:
     """The time line of all: what several parts did at one moment is one entry."""
-    joined: dict[tuple[int, str, str], Fault] = {}
+    joined: list[Fault] = []
     for result in results:
+        before = len(joined)
         for fault in result.faults:
-            key = (round(fault.at_s), fault.kind, fault.detail)
-            known = joined.get(key)
+            known = next((each for each in joined[:before] if _is_same(each, fault)), None)
             if known is None:
-                joined[key] = fault.model_copy()
+                joined.append(fault.model_copy())
                 continue
             known.at_s = min(known.at_s, fault.at_s)
             known.devices += fault.devices
             if fault.until_s is not None:
                 known.until_s = max(known.until_s or 0.0, fault.until_s)
-    return sorted(joined.values(), key=lambda fault: fault.at_s)
+    return sorted(joined, key=lambda fault: fault.at_s)
+
+
+def _is_same(one: Fault, other: Fault) -> bool:
+    alike = (one.kind, one.detail) == (other.kind, other.detail)
+    return alike and abs(one.at_s - other.at_s) < 0.5
 
 
 def _joined_series(results: list[Result]) -> list[Point]:

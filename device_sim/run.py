@@ -56,13 +56,16 @@ class Run:
         control: Control | None = None,
         place: int = 0,
         slices: int = 1,
+        begun: float | None = None,
     ) -> None:
+        """`begun` is the instant from which its time line counts; None: when it runs."""
         self.scenario = scenario
         self.run_id = int.from_bytes(os.urandom(4), "big")
         self.started = datetime.now(UTC).astimezone()
         self.control = control or Control(scenario.broker)
         self.place = place
         self.slices = slices
+        self.begun = begun or 0.0
         self.ledger = Ledger(self.run_id, _is_paced(scenario))
         self.loop_name = ""
         self.broken_off = ""
@@ -101,7 +104,8 @@ class Run:
         """All of it; never raises for what a broker or a network does."""
         loop = asyncio.get_running_loop()
         self.loop_name = type(loop).__module__.split(".")[0]
-        self.begun = time.monotonic()
+        if not self.begun:
+            self.begun = time.monotonic()
         self.switchboard = Switchboard(loop, self.ledger)
         self.around = Surroundings(self.run_id, self.scenario.seed, self.switchboard)
         self.around.tls = self._tls

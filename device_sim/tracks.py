@@ -194,16 +194,20 @@ class Track:
         """How many messages are owed and haven't come yet, as long as the reader is there."""
         if self._left_at >= 0:
             return 0
-        count = self.sender.sent_on(self.stream) - self.expected
+        sender = self.sender
+        sent = sender.sent_on(self.stream)
         holes = self.holes
-        if holes is not None:
-            count += holes.size
-        if self.excused is not None:
-            count -= self.excused.size
-        answers = self.sender.refused.get(self.stream)
-        if answers is not None:
-            count -= answers.size
-        return max(0, count)
+        if sent <= self.expected and (holes is None or not holes.size):
+            return 0
+        missing = holes.clipped(sent) if holes is not None else Ranges()
+        missing.append(self.expected, sent)
+        excused = missing.intersection(self.excused or Ranges())
+        count = missing.size - excused.size
+        for book in (sender.unknown, sender.refused):
+            answers = book.get(self.stream)
+            if answers is not None:
+                count -= missing.common(answers) - excused.common(answers)
+        return count
 
     def close(self, topic: str, cut: bool) -> tuple[Outcome, int]:
         """The numbers of this track, and how many of its messages nobody had sent.

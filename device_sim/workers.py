@@ -77,6 +77,7 @@ class Parent:
         self.control = Control(scenario.broker)
         self.workers: list[Worker] = []
         self.broken_off = ""
+        self.begun = time.monotonic()
         self._done: dict[str, asyncio.Task[str]] = {}
 
     async def run(self) -> Result:
@@ -136,6 +137,7 @@ class Parent:
                     "port": port,
                     "place": place,
                     "slices": options.workers,
+                    "begun": self.begun,
                 }
             )
 
@@ -290,7 +292,14 @@ async def work() -> None:
     if scenario.broker.start is None:
         scenario = elsewhere(scenario, told["host"], told["port"])
     remote = Remote(scenario, told["host"], told["port"])
-    run = Run(scenario, _say_sample, control=remote, place=told["place"], slices=told["slices"])
+    run = Run(
+        scenario,
+        _say_sample,
+        control=remote,
+        place=told["place"],
+        slices=told["slices"],
+        begun=told["begun"],
+    )
     listener = loop.create_task(_obey(reader, run, remote))
     try:
         await run.run()
