@@ -14,7 +14,7 @@ Must not know: where rules come from, what happens where none speaks.
 
 Invariants:
 - What isn't understood is an error, never skipped: a rule whose condition was left out would speak
-  of more than it was written for. There are no regular expressions.
+  of more than it was written for. There are no regular expressions. Errors quote nothing.
 - A name is put in only if it stays inside the level it was put into: with a wildcard or a slash in
   it, or with "$" in front, a client whose rules need it gets nothing (`BoundRules.spoilt`).
 - A subscription is allowed by a rule that holds all of its topics. Each delivery is asked about, so
@@ -237,9 +237,8 @@ def _few_enough(rules: list[_Rule]) -> None:
 def _from_object(item: object) -> list[_Rule]:
     if not isinstance(item, dict):
         raise RulesError("expected an object")
-    unknown = sorted(str(key) for key in item if key not in _KEYS)
-    if unknown:
-        raise RulesError(f"{unknown[0][:40]!a} isn't supported")
+    if not _KEYS.issuperset(item):
+        raise RulesError(f"expected no other keys than {', '.join(sorted(_KEYS))}")
     permission = item.get("permission")
     if permission not in ("allow", "deny"):
         raise RulesError("permission: expected allow or deny")

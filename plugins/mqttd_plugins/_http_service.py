@@ -99,17 +99,24 @@ def read_outcome(status: int, raw: bytes) -> Outcome:
     attributes = value.get("client_attrs") or {}
     if not isinstance(attributes, dict) or not all(map(_is_text, attributes.values())):
         raise Unanswered("client_attrs that aren't texts by name")
-    expire_at = value.get("expire_at")
-    if expire_at is not None and (
-        isinstance(expire_at, bool) or not isinstance(expire_at, int | float)
-    ):
-        raise Unanswered("expire_at that is no number")
+    expire_at = _time(value.get("expire_at"))
     try:
         written = value.get("acl")
         rules = None if written is None else parse_rules(written)
     except RulesError as error:
         raise Unanswered(f"rules that can't be understood: {error}") from None
     return Outcome(result, superuser, attributes, expire_at, rules)
+
+
+def _time(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:  # a whole number that no float can hold
+            pass
+    raise Unanswered("expire_at that is no time")
 
 
 def _is_text(value: object) -> bool:

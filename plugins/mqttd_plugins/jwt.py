@@ -313,8 +313,11 @@ class Jwt(Plugin[Config]):
         """Seconds until the token ends; None where nothing ends with it."""
         if "exp" not in claims or not self.config.disconnect_when_expired:
             return None
-        left_s = float(claims["exp"]) + self.config.leeway - self._wall_clock()
-        if not math.isfinite(left_s) or left_s <= 0:
+        try:
+            left_s = float(claims["exp"]) + self.config.leeway - self._wall_clock()
+        except OverflowError:  # a whole number that no float can hold
+            left_s = math.inf
+        if not left_s > 0:
             raise _Refused("its token has expired")
         return min(left_s, _LONGEST_LIFE_S)
 

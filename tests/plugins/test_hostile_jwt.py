@@ -192,6 +192,7 @@ async def test_jwt_reasons_hold_no_word_of_the_token(caplog: pytest.LogCaptureFi
         signed(iss=marker, exp=1),
         signed(acl={marker: []}),
         signed(acl=[{"permission": marker}]),
+        signed(acl=[{"permission": "allow", "topic": "a", marker: marker}]),
         signed(acl=[{"permission": "allow", "topic": f"{marker}/#/x"}]),
     ):
         decision = await decided(token, HS)

@@ -333,6 +333,7 @@ BAD: dict[str, tuple[Any, int, dict[str, Any]]] = {
     "superuser": ({"result": "allow", "is_superuser": "false"}, 200, {}),
     "attributes": ({"result": "allow", "client_attrs": {"a": 1}}, 200, {}),
     "expire_at": ({"result": "allow", "expire_at": "never"}, 200, {}),
+    "expire_at huge": ({"result": "allow", "expire_at": 10**400}, 200, {}),
     "expire_at true": ({"result": "allow", "expire_at": True}, 200, {}),
     "rules": ({"result": "allow", "acl": [{"permission": "maybe"}]}, 200, {}),
     "too much": (b'{"result":"allow"}' + b" " * 65536, 200, {}),
