@@ -38,7 +38,7 @@ def test_verdict(change: dict[str, Any], bad: bool) -> None:
 
 def test_a_short_storm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
-    few = ["--clients", "5", "--pairs", "2", "--seconds", "0.1", "--hash", "sha512-pbkdf2"]
+    few = ["--clients", "5", "--pairs", "2", "--seconds", "0.1"]
     words = [*few, *ANY_TIME, "--package", HERE, "--settings", "patient", "--json", str(out)]
     assert storm.main(words) == 0
     (run,) = json.loads(out.read_text())["runs"]
