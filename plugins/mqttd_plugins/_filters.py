@@ -83,30 +83,35 @@ Item = TypeVar("Item")
 class Chosen(Generic[Item]):
     """Filters in order, each with an item: which is the first that holds a topic?
 
-    Filters without wildcards are looked up, however many there are; the others are gone through.
+    Filters without wildcards are looked up, however many there are; of the others those are gone
+    through that begin as the topic does, or with a wildcard.
     """
 
-    __slots__ = ("_plain", "_wild", "pairs")
+    __slots__ = ("_below", "_open", "_plain", "pairs")
 
     def __init__(self, pairs: Iterable[tuple[Levels, Item]]) -> None:
         self.pairs = list(pairs)
         self._plain: dict[str, int] = {}
-        self._wild: list[int] = []
+        self._below: dict[str, list[int]] = {}  # by their first level
+        self._open: list[int] = []
         for place, (levels, _) in enumerate(self.pairs):
-            if "+" in levels or "#" in levels:
-                self._wild.append(place)
+            if levels[0] in _WILD:
+                self._open.append(place)
+            elif "+" in levels or "#" in levels:
+                self._below.setdefault(levels[0], []).append(place)
             else:
                 self._plain.setdefault(text_of(levels), place)
 
     def first(self, topic: str) -> Item | None:
         found = self._plain.get(topic, len(self.pairs))
-        if self._wild:
+        if self._below or self._open:
             parts = topic.split("/")
             dollar = topic.startswith("$")
-            for place in self._wild:
-                if place > found:
-                    break
-                if fits(self.pairs[place][0], parts, dollar):
-                    found = place
-                    break
+            for places in (self._below.get(parts[0], ()), self._open):
+                for place in places:
+                    if place > found:
+                        break
+                    if fits(self.pairs[place][0], parts, dollar):
+                        found = place
+                        break
         return self.pairs[found][1] if found < len(self.pairs) else None
