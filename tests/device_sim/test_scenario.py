@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
@@ -273,6 +273,7 @@ anything = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(words, anything, max_size=5))
 def test_any_tree_is_read_or_explained(tree: dict[str, Any]) -> None:
     for line in problems(yaml.safe_dump(tree)):
@@ -281,6 +282,7 @@ def test_any_tree_is_read_or_explained(tree: dict[str, Any]) -> None:
         assert what
 
 
+@settings(max_examples=60)
 @given(anything, st.data())
 def test_any_value_in_a_good_tree_is_read_or_explained(value: Any, data: st.DataObject) -> None:
     fields = {"a": {"walk": {"start": 1}}, "b": {"expression": "a"}, "c": "x"}
