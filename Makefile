@@ -7,8 +7,8 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := setup.py pyproject.toml LICENSE $(shell find mqttd device_sim -name '*.py' -o -name '*.sql')
-STATIC := mqttd device_sim tools bench fuzz tests
+SOURCES := setup.py pyproject.toml LICENSE $(shell find mqttd device_sim plugins -name '*.py' -o -name '*.sql')
+STATIC := mqttd device_sim plugins tools bench fuzz tests
 # One run must not fill the other's half-built directories.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -115,7 +115,7 @@ test: lint check-conformance build/compiled/.done build/pure/.done
 	$(BIN)/python -m fuzz --seconds 28
 
 coverage: $(VENV)/.test
-	$(BIN)/coverage run --branch --source=mqttd,device_sim -m pytest $(ARGS)
+	$(BIN)/coverage run --branch --source=mqttd,device_sim,mqttd_plugins -m pytest $(ARGS)
 	$(BIN)/coverage report --skip-covered --show-missing
 
 bench: $(VENV)/.test

@@ -21,9 +21,11 @@ Must not know: how hooks are called, who implements the services.
 
 from __future__ import annotations
 
+from mqttd.config import ConfigError
 from mqttd.core import spec as reason_codes
 from mqttd.core.errors import ProtocolError
 from mqttd.core.topics import split_shared, validate_topic_filter, validate_topic_name
+from mqttd.hooks.loader import configured
 from mqttd.hooks.plugin import (
     BrokerServices,
     InternalClient,
@@ -89,6 +91,7 @@ __all__ = [
     "Allow",
     "BrokerServices",
     "Client",
+    "ConfigError",
     "ConnectRequest",
     "Continue",
     "Credentials",
@@ -111,6 +114,7 @@ __all__ = [
     "SubscriptionRequest",
     "Table",
     "Timer",
+    "configured",
     "matches",
     "reason_codes",
     "split_shared",

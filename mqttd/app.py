@@ -1,9 +1,9 @@
 """The composition root: a configuration becomes a running broker, and ends as one.
 
-Owns: the order in which the parts start (HTTP, store, core, flow, plugins, listeners) and stop
-(listeners, clients, plugins, store, HTTP); signals; what the operator reads on standard output; the
-settings of the process itself (file descriptors, garbage collection), which only `run` touches,
-never an embedding.
+Owns: the order in which the parts start (HTTP, store, core, flow, plugins, control socket,
+listeners) and stop (listeners, control socket, clients, plugins, store, HTTP); signals; what the
+operator reads on standard output; the settings of the process itself (file descriptors, garbage
+collection), which only `run` touches, never an embedding.
 
 Must not know: packets, SQL, sockets' options. It knows every other part, and no part knows it.
 
@@ -21,27 +21,30 @@ import logging
 import secrets
 import signal
 import sys
+from functools import partial
 from typing import Final
 
 import mqttd
 from mqttd import log
-from mqttd.config import Config, ListenerConfig, MetricsConfig, StorageConfig
+from mqttd.audit import Audit
+from mqttd.config import Config, ControlConfig, StorageConfig
+from mqttd.control import Operator
 from mqttd.core.broker import Broker
-from mqttd.core.router import Event
 from mqttd.core.watch import Watcher
 from mqttd.hooks.loader import prepare
 from mqttd.hooks.manager import HookManager, PluginError
+from mqttd.metrics import HookFacts, PluginFacts
 from mqttd.monitor import Monitor, facts_of
 from mqttd.net.flow import Flow
-from mqttd.net.listener import Endpoint, Listener, ListenError
-from mqttd.net.protocol import StreamProtocol
-from mqttd.net.sockets import Place
-from mqttd.net.tls import Tls
+from mqttd.net.lines import LineServer
+from mqttd.net.listener import Listener, ListenError
+from mqttd.reload import Reloader, Report, certificates_of
 from mqttd.store.base import Store, StoreError
 from mqttd.store.committer import Committer
 from mqttd.store.memory import MemoryStore
 from mqttd.store.sqlite import SqliteStore
 from mqttd.sysinfo import announce
+from mqttd.wiring import certificate_of, endpoint_of, place_of
 
 logger: Final = logging.getLogger("mqttd")
 
@@ -51,8 +54,6 @@ DRAIN_GRACE: Final = 5.0
 # The store's thread asks for the interpreter between any two statements, and a busy loop keeps it
 # for so long: at 5 ms, which is usual, a commit would wait longer for that than for the disk.
 _SWITCH_INTERVAL: Final = 0.0005
-
-_LEVELS: Final = {"pingpong": logging.WARNING, "bug": logging.ERROR}
 
 
 class App:
@@ -66,6 +67,13 @@ class App:
         self.listeners: list[Listener] = []
         self.monitor: Monitor | None = None
         self.hooks: HookManager | None = None
+        self.control: LineServer | None = None
+        # A broker inside another process has one only where it is asked for.
+        self._control_at = None if config.control is None else config.control_socket()
+        self._owns_process = False
+        self._audit = Audit()
+        self._reloader: Reloader | None = None
+        self._reloading: asyncio.Task[Report] | None = None
         self._flow: Flow | None = None
         self._committer: Committer | None = None
         self._stopping: asyncio.Event | None = None
@@ -104,7 +112,7 @@ class App:
             raise StoreError("stopped before everything was loaded")
         self._announce(broker)
         commit = self._kick if store.durable else None
-        flow = Flow(broker, asyncio.get_running_loop(), _log_events, commit)
+        flow = Flow(broker, asyncio.get_running_loop(), self._audit.events, commit)
         self._flow = flow
         if store.durable:
             self._committer = Committer(store, broker, flow.schedule, self._fail)
@@ -112,6 +120,17 @@ class App:
         flow.start()
         await self._start_plugins(broker, flow)
         monitor.watch(flow)
+        monitor.plugins = self._plugin_facts
+        self._reloader = Reloader(
+            self.config,
+            self.prepared,
+            flow,
+            self.listeners,
+            monitor,
+            self.hooks,
+            self._owns_process,
+        )
+        await self._start_control(broker, flow)
         for listener_config in self.config.listeners:
             listener = Listener(flow, endpoint_of(listener_config, self._authenticated))
             self.listeners.append(listener)
@@ -119,20 +138,68 @@ class App:
             if not self._started:
                 await listener.stop()
                 raise StoreError("stopped before everything was listening")
+        monitor.facts.certificates = certificates_of(self.listeners)
         monitor.ready()
 
     async def _start_plugins(self, broker: Broker, flow: Flow) -> None:
-        control = self.config.control
-        if control is not None and control.record:
+        control = self.config.control or ControlConfig()
+        if control.record and self._control_at is not None:
             broker.context.watcher = Watcher(control.record)
         if not self.prepared:
             return
         hooks = HookManager(broker, self.prepared, flow.schedule, certificate_of)
         self.hooks = hooks
-        flow.after = hooks.tick
+        flow.after = partial(self._after_flush, broker, hooks)
         await hooks.start()
         if not self._started:
             raise StoreError("stopped before every plugin was started")
+        context = broker.context
+        if broker.hooks.publish is not None or broker.hooks.subscribe is not None:
+            if context.watcher is None:
+                context.watcher = Watcher(0)
+            self._audit.watch(context.watcher)
+
+    def _after_flush(self, broker: Broker, hooks: HookManager) -> None:
+        watcher = broker.context.watcher
+        if watcher is not None and watcher.pending:
+            self._audit.denials(watcher)
+        hooks.tick()
+
+    async def _start_control(self, broker: Broker, flow: Flow) -> None:
+        """Answer the operator. A socket that nobody has named may be missing."""
+        if self._control_at is None:
+            return
+        operator = Operator(broker, self.hooks, flow.schedule, self._reload_told)
+        control = LineServer(self._control_at, operator.answer)
+        try:
+            await control.start()
+        except ListenError as error:
+            if self.config.control is not None and self.config.control.path is not None:
+                raise
+            log.event(logger, "no_control", level=logging.WARNING, reason=str(error))
+            return
+        self.control = control
+
+    def _plugin_facts(self) -> list[PluginFacts]:
+        """What plugins have cost and counted, for the metrics."""
+        hooks = self.hooks
+        if hooks is None:
+            return []
+        lost = {one.guard.name: one.lost for one in hooks.observers}
+        return [
+            PluginFacts(
+                guard.name,
+                {
+                    hook: HookFacts(one.calls, one.failures, one.seconds, one.longest_s)
+                    for hook, one in guard.stats.items()
+                },
+                guard.resting,
+                lost.get(guard.name),
+                hooks.services[guard.name].counts,
+                hooks.services[guard.name].gauges,
+            )
+            for guard in hooks.guards
+        ]
 
     @property
     def _authenticated(self) -> bool:
@@ -163,10 +230,16 @@ class App:
         if not self._started:
             return
         self._started = False
+        if self._reloading is not None:  # half of a reload would leave sockets behind
+            await asyncio.wait((self._reloading,), timeout=DRAIN_GRACE)
+            self._reloading.cancel()
+            self._reloading = None
         flow, self._flow = self._flow, None
         listeners, self.listeners = self.listeners, []
         monitor, self.monitor = self.monitor, None
         hooks, self.hooks = self.hooks, None
+        control, self.control = self.control, None
+        self._reloader = None
         # Each step is taken whatever became of the others; the last one stands first here.
         async with contextlib.AsyncExitStack() as steps:
             if monitor is not None:
@@ -179,6 +252,8 @@ class App:
                 if hooks is not None:
                     steps.push_async_callback(hooks.stop)
                 steps.push_async_callback(flow.drain, grace)
+            if control is not None:
+                steps.push_async_callback(control.stop)
             for listener in reversed(listeners):
                 steps.push_async_callback(listener.stop)
 
@@ -192,10 +267,12 @@ class App:
         """Serve until a signal says otherwise; returns the exit status."""
         loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
+        self._owns_process = True
+        self._control_at = self.config.control_socket()
         _raise_file_limit()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
         try:
             gc.disable()  # of what is loaded, which may be millions of objects, nothing is garbage
             try:
@@ -234,17 +311,23 @@ class App:
         if self._stopping is not None:
             self._stopping.set()
 
-    def _reload(self) -> None:
-        """SIGHUP: new certificates for new connections; the rest of the file needs a restart."""
-        done = True
-        for listener in self.listeners:
-            try:
-                listener.reload()
-            except ListenError as error:
-                done = False
-                log.event(logger, "reload", level=logging.ERROR, reason=str(error))
-        if done:
-            log.event(logger, "reload", reason="certificates; other changes need a restart")
+    def _reload_soon(self) -> asyncio.Task[Report]:
+        """SIGHUP. The log says what became of it."""
+        self._reloading = asyncio.get_running_loop().create_task(self.reload())
+        return self._reloading
+
+    async def reload(self) -> Report:
+        """Read the configuration again and apply what can change live; see `mqttd.reload`."""
+        reloader = self._reloader
+        if reloader is None:
+            return Report(problems=["the broker isn't running"])
+        report = await reloader.reload()
+        self.config = reloader.config
+        return report
+
+    async def _reload_told(self) -> dict[str, object]:
+        # Who asked may go meanwhile; what was begun is finished.
+        return (await asyncio.shield(self._reload_soon())).told()
 
 
 def store_of(storage: StorageConfig) -> Store:
@@ -254,67 +337,9 @@ def store_of(storage: StorageConfig) -> Store:
     return SqliteStore(storage.path, storage.durability)
 
 
-def place_of(metrics: MetricsConfig | None) -> Place | None:
-    """Where to answer over HTTP, if at all."""
-    return None if metrics is None else Place(metrics.host, metrics.port, metrics.unix_path)
-
-
-def certificate_of(shell: object) -> bytes | None:
-    """The certificate (DER) that the client of a connection has shown, verified by the listener."""
-    if not isinstance(shell, StreamProtocol):
-        return None
-    found = shell.transport.get_extra_info("ssl_object")
-    der = None if found is None else found.getpeercert(binary_form=True)
-    return der if isinstance(der, bytes) else None
-
-
-def endpoint_of(listener: ListenerConfig, authenticated: bool = False) -> Endpoint:
-    """The configuration of one listener as `net` wants it."""
-    tls = None
-    if listener.tls is not None:
-        tls = Tls(
-            listener.tls.cert,
-            listener.tls.key,
-            listener.tls.client_ca,
-            listener.tls.client_cert,
-            listener.tls.username_from,
-        )
-    return Endpoint(
-        listener.name,
-        listener.host,
-        listener.port,
-        listener.unix_path,
-        listener.transport,
-        listener.path,
-        listener.accepts_anonymous(authenticated),
-        listener.proxy_protocol,
-        tls,
-        tuple(listener.allow_origins),
-        tuple(listener.proxy_from),
-    )
-
-
 def _random_client_id() -> str:
     # [MQTT-3.2.2-16] 80 random bits: neither in use nor to be met in a stored session.
     return "auto-" + secrets.token_hex(10)
-
-
-def _log_events(events: list[Event]) -> None:
-    log.events(
-        logger,
-        [
-            (
-                event.kind,
-                _LEVELS.get(event.kind, logging.INFO),
-                {
-                    "client": event.client_id,
-                    "peer": event.peer or None,
-                    "reason": event.reason or None,
-                },
-            )
-            for event in events
-        ],
-    )
 
 
 def _raise_file_limit() -> None:

@@ -1,8 +1,9 @@
 """The command line: arguments in, an exit code out.
 
 Owns: the sub-commands, their help, and how a bad configuration is told: one line a problem on
-standard error, exit 2. Each sub-command imports what it needs when it runs, so that `mqttd --help`
-costs no pydantic and `mqttd check` no event loop.
+standard error, exit 2. Those for a broker that runs are in `operator_commands`, those that plugins
+bring are found by `plugin_commands`. Each imports what it needs when it runs, so that `mqttd
+--help` costs no pydantic.
 
 Exit codes, everywhere: 0 good, 1 the verdict is bad, 2 usage or configuration.
 
@@ -15,9 +16,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from mqttd import operator_commands
 
 if TYPE_CHECKING:
     from mqttd.config import Config, ConfigError
@@ -35,6 +38,11 @@ examples:
   mqttd db stats mqttd.db           what is in a database
   mqttd db check mqttd.db           whether it is whole, and nothing in it can't be
   mqttd db backup mqttd.db COPY     a copy of it, also while the broker runs
+  mqttd passwd FILE USER            a password file; its own --help says more
+  mqttd acl check --help            what an access control list says
+  mqttd plugins                     what is installed; with a name: its configuration
+  mqttd clients                     who is connected to the broker that runs here
+  mqttd explain --client sensor-7   why messages did, or didn't, reach it
 
 exit code: 0 good, 1 the verdict is bad, 2 usage or configuration
 """
@@ -83,6 +91,16 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("-c", "--config", metavar="FILE", help="YAML to check")
     what.add_argument("--schema", action="store_true", help="print the JSON Schema instead")
     check.add_argument("--json", action="store_true", help="the verdict as one JSON object")
+    plugins = commands.add_parser(
+        "plugins",
+        help="list the plugins that are installed, or the configuration of one",
+        description="Lists plugins with their hooks; with NAME, the keys of its configuration.",
+    )
+    plugins.add_argument(
+        "name", metavar="NAME", nargs="?", help="as in `use`: a name, a path:Class, a file.py"
+    )
+    plugins.add_argument("--json", action="store_true", help="JSON; with NAME its JSON Schema")
+    operator_commands.add(commands)
     _add_db(commands.add_parser("db", help="look at a database, or back it up", **_db_help()))
     return parser
 
@@ -140,8 +158,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
-    args = parser.parse_args(argv)
+    brought = _brought_by_a_plugin(parser, words)
+    if brought is not None:
+        return brought(words[1:])
+    args = parser.parse_args(words)
     if args.version:
         print(_version())
         return GOOD
@@ -151,8 +173,29 @@ def _main(argv: Sequence[str] | None) -> int:
         return _schema() if args.schema else _check(args.config, as_json=args.json)
     if args.command == "db":
         return _db(args)
+    if args.command == "plugins":
+        return _plugins(args.name, as_json=args.json)
+    if args.command is not None:
+        return operator_commands.run(args)
     parser.print_help(sys.stderr)
     return USAGE
+
+
+def _brought_by_a_plugin(
+    parser: argparse.ArgumentParser, words: list[str]
+) -> Callable[[Sequence[str]], int] | None:
+    """The command of a plugin, if that is what the first word names."""
+    if not words or words[0].startswith("-") or words[0] in _names(parser):
+        return None
+    from mqttd import plugin_commands
+
+    return plugin_commands.find(words[0])
+
+
+def _names(parser: argparse.ArgumentParser) -> set[str]:
+    """The commands that are ours."""
+    actions = parser._subparsers._group_actions if parser._subparsers is not None else []
+    return {name for action in actions for name in action.choices or ()}
 
 
 def _version() -> str:
@@ -220,12 +263,18 @@ def _serve(tree: Config, loop: str | None) -> int:
 
 
 def _check(file: str, *, as_json: bool) -> int:
+    import asyncio
+
     from mqttd import config
+    from mqttd.hooks import checking, loader
 
     problems: list[config.Problem] = []
     warnings: list[str] = []
     try:
-        warnings = config.load_config(file).warnings()
+        tree = config.load_config(file)
+        prepared = loader.prepare(tree)
+        problems = asyncio.run(checking.check(tree, prepared))
+        warnings = tree.warnings(any(one.authenticates for one in prepared))
     except config.ConfigError as error:
         problems = error.problems
     if as_json:
@@ -245,6 +294,21 @@ def _check(file: str, *, as_json: bool) -> int:
     if problems:
         return USAGE
     print(f"{file}: good")
+    return GOOD
+
+
+def _plugins(name: str | None, *, as_json: bool) -> int:
+    from mqttd import plugin_commands
+    from mqttd.hooks.loader import NoPlugin
+
+    if name is None:
+        plugin_commands.list_plugins(as_json)
+        return GOOD
+    try:
+        plugin_commands.show_plugin(name, as_json)
+    except NoPlugin as error:
+        _complain(f"{name}: {error}")
+        return USAGE
     return GOOD
 
 

@@ -525,6 +525,8 @@ def explain(error: ErrorDetails, root: type[Node]) -> tuple[str, str, str]:
         return _unknown(error["loc"], root)
     if kind == "missing":
         return "missing", "", ""
+    if kind == "value_error":  # a validator's own words
+        return str(context["error"]), "", ""
     found = f"found {shown(value)}"
     template = _EXPECTED.get(kind)
     expected = error["msg"] if template is None else template.format(**context)

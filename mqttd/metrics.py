@@ -6,14 +6,17 @@ the same list, a test compares them), and the format.
 Must not know: HTTP, sockets, the clock, where the process' figures come from. `samples` reads plain
 integers of the core and gets the rest handed in as `Facts`.
 
-Invariants: label values come from closed sets (listeners of the configuration, protocol versions,
-QoS, reasons of `mqttd.core.counters` and of CONNACK), never from the network; every series of such
-a set is there from the start, with 0, so that the first event counts in a rate; a counter only
-grows while the broker lives.
+Invariants: label values come from closed sets (listeners and plugins of the configuration, hooks,
+protocol versions, QoS, reasons of `mqttd.core.counters` and of CONNACK), never from the network;
+every series of such a set is there from the start, with 0, so that the first event counts in a
+rate, but for those of hooks, which begin with the first call; a counter only grows while the broker
+lives.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -23,6 +26,7 @@ from mqttd.core import spec
 from mqttd.core.broker import Broker
 from mqttd.core.counters import Counters
 
+_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 COUNTER: Final = "counter"
 GAUGE: Final = "gauge"
@@ -74,7 +78,25 @@ METRICS: Final = (
     Metric("mqttd_protocol_errors_total", COUNTER, (), "clients that broke the protocol"),
     Metric("mqttd_answers_too_large_total", COUNTER, (), "clients that can't take an answer"),
     Metric("mqttd_hook_failures_total", COUNTER, (), "deciders that failed, which denies"),
+    Metric("mqttd_hook_calls_total", COUNTER, ("plugin", "hook"), "hooks of plugins, called"),
+    Metric("mqttd_hook_errors_total", COUNTER, ("plugin", "hook"), "of these: failed, or too slow"),
+    Metric(
+        "mqttd_hook_seconds_total", COUNTER, ("plugin", "hook"), "time spent in them, waiting too"
+    ),
+    Metric("mqttd_hook_longest_seconds", GAUGE, ("plugin", "hook"), "the longest of these calls"),
+    Metric(
+        "mqttd_breaker_open", GAUGE, ("plugin",), "1 while a plugin is left alone after failures"
+    ),
+    Metric(
+        "mqttd_events_lost_total", COUNTER, ("plugin",), "events that an observer was too slow for"
+    ),
     Metric("mqttd_bugs_total", COUNTER, (), "exceptions that ended one connection; see the log"),
+    Metric(
+        "mqttd_tls_cert_expiry_timestamp_seconds",
+        GAUGE,
+        ("listener",),
+        "when the certificate in use is over, since 1970",
+    ),
     Metric("mqttd_storage_info", GAUGE, ("durability",), "what an acknowledgement promises; 1"),
     Metric("mqttd_storage_batches_total", COUNTER, (), "transactions that became durable"),
     Metric(
@@ -113,6 +135,28 @@ VERSIONS: Final = {spec.MQTT31: "3.1", spec.MQTT311: "3.1.1", spec.MQTT5: "5"}
 
 
 @dataclass(slots=True)
+class HookFacts:
+    """What one hook of one plugin has cost."""
+
+    calls: int
+    failures: int
+    seconds: float
+    longest_s: float
+
+
+@dataclass(slots=True)
+class PluginFacts:
+    """One plugin, with the figures that it keeps itself: `mqttd_plugin_NAME_total` and gauges."""
+
+    name: str
+    hooks: dict[str, HookFacts] = field(default_factory=dict)
+    resting: bool = False
+    lost: int | None = None  # None for one that doesn't observe
+    counts: dict[str, int] = field(default_factory=dict)
+    gauges: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Facts:
     """What isn't in the core."""
 
@@ -127,6 +171,8 @@ class Facts:
     cpu_s: float = 0.0
     resident: int = 0
     max_fds: int = 0
+    certificates: dict[str, float] = field(default_factory=dict)  # listener → end
+    plugins: list[PluginFacts] = field(default_factory=list)
 
 
 Number = int | float
@@ -167,8 +213,54 @@ def samples(broker: Broker, census: Census, facts: Facts) -> dict[str, Series]:
             ("true",): shared,
         },
         "mqttd_storage_info": {(facts.durability,): 1},
+        "mqttd_tls_cert_expiry_timestamp_seconds": {
+            (name,): at for name, at in facts.certificates.items()
+        },
     }
-    return found | _counted(broker.counters)
+    return found | _counted(broker.counters) | _plugins(facts.plugins)
+
+
+def _plugins(plugins: list[PluginFacts]) -> dict[str, Series]:
+    calls: Series = {}
+    errors: Series = {}
+    seconds: Series = {}
+    longest: Series = {}
+    for plugin in plugins:
+        for name, hook in plugin.hooks.items():
+            calls[plugin.name, name] = hook.calls
+            errors[plugin.name, name] = hook.failures
+            seconds[plugin.name, name] = hook.seconds
+            longest[plugin.name, name] = hook.longest_s
+    return {
+        "mqttd_hook_calls_total": calls,
+        "mqttd_hook_errors_total": errors,
+        "mqttd_hook_seconds_total": seconds,
+        "mqttd_hook_longest_seconds": longest,
+        "mqttd_breaker_open": {(one.name,): int(one.resting) for one in plugins},
+        "mqttd_events_lost_total": {
+            (one.name,): one.lost for one in plugins if one.lost is not None
+        },
+    }
+
+
+def of_plugins(plugins: list[PluginFacts]) -> list[tuple[Metric, Series]]:
+    """The families that plugins have made up, in the order of their names.
+
+    A name that two kinds of figures would share, or that no metric can have, is left out.
+    """
+    found: dict[str, tuple[Metric, Series]] = {}
+    for plugin in plugins:
+        figures: list[tuple[str, str, Number]] = [
+            (f"mqttd_plugin_{name}_total", COUNTER, value) for name, value in plugin.counts.items()
+        ]
+        figures += [(f"mqttd_plugin_{name}", GAUGE, value) for name, value in plugin.gauges.items()]
+        for name, kind, value in figures:
+            if not _NAME.fullmatch(name) or (kind == GAUGE and name.endswith("_total")):
+                continue
+            if name not in found:
+                found[name] = Metric(name, kind, ("plugin",), "kept by the plugin"), {}
+            found[name][1][(plugin.name,)] = value
+    return [found[name] for name in sorted(found)]
 
 
 def _counted(counters: Counters) -> dict[str, Series]:
@@ -228,13 +320,16 @@ def _connections(census: Census, listeners: list[str]) -> Series:
     return found
 
 
-def render(found: dict[str, Series]) -> bytes:
-    """The text format."""
+def render(found: dict[str, Series], more: Sequence[tuple[Metric, Series]] = ()) -> bytes:
+    """The text format. A family without a series, as those of plugins are without any, is left
+    out."""
     lines = []
-    for metric in METRICS:
+    for metric, series in (*((one, found[one.name]) for one in METRICS), *more):
+        if not series:
+            continue
         lines.append(f"# HELP {metric.name} {metric.meaning}")
         lines.append(f"# TYPE {metric.name} {metric.kind}")
-        for values, number in found[metric.name].items():
+        for values, number in series.items():
             pairs = zip(metric.labels, values, strict=True)
             labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs)
             lines.append(f"{metric.name}{'{' + labels + '}' if labels else ''} {number!r}")

@@ -21,6 +21,7 @@ import platform
 import resource
 import time
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
@@ -52,7 +53,8 @@ class Monitor:
         self.state = STARTING  # empty while it is ready
         self._sys_interval = sys_interval
         self._place = place
-        self._facts = facts
+        self.facts = facts
+        self.plugins: Callable[[], list[metrics.PluginFacts]] = list
         self._flow: Flow | None = None
         self._tree: SysTree | None = None
         self._news: list[tuple[str, str]] = []  # still to be announced
@@ -72,7 +74,7 @@ class Monitor:
     def watch(self, flow: Flow) -> None:
         """The broker is loaded: its figures are good from here on. Nobody is connected yet."""
         self._flow = flow
-        self._facts.started_at = time.time()
+        self.facts.started_at = time.time()
         if self._sys_interval:
             now = monotonic()
             self._tree = SysTree(flow.broker, now)
@@ -82,7 +84,37 @@ class Monitor:
             for name, value in self._tree.changed(census, _memory(), now):
                 announce(flow.broker, name, value, now)
             self._later("sys", self._sys_interval, self._tick)
-        if self.http is not None:
+        self._begin_beat()
+
+    def retime(self, sys_interval: float) -> None:
+        """Publish what changes below $SYS as often as this from now on."""
+        self._sys_interval = sys_interval
+        timer = self._timers.pop("sys", None)
+        if timer is not None:
+            timer.cancel()
+        if sys_interval and self._flow is not None:
+            if self._tree is None:
+                self._tree = SysTree(self._flow.broker, monotonic())
+            self._later("sys", sys_interval, self._tick)
+
+    async def serve_at(self, place: Place | None) -> HttpServer | None:
+        """Answer over HTTP at another place too, for `move_to`. ListenError."""
+        if place is None:
+            return None
+        server = HttpServer("metrics", place, self._respond)
+        await server.start()
+        return server
+
+    async def move_to(self, place: Place | None, server: HttpServer | None) -> None:
+        """Answer there alone from now on."""
+        old, self.http = self.http, server
+        self._place = place
+        if old is not None:
+            await old.stop()
+        self._begin_beat()
+
+    def _begin_beat(self) -> None:
+        if self.http is not None and "beat" not in self._timers:
             self._later("beat", _BEAT, self._beat, monotonic() + _BEAT)
 
     def ready(self) -> None:
@@ -160,13 +192,15 @@ class Monitor:
         if flow is None:
             return Response(503, f"{self.state}\n".encode())
         census = await self._counted(flow.broker)
-        facts = self._facts
+        facts = self.facts
         facts.lag = max(self._lags, default=0.0)
         facts.cpu_s = time.process_time()
         facts.resident = _memory()[0]
         facts.max_fds = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        facts.plugins = self.plugins()
         found = metrics.samples(flow.broker, census, facts)
-        return Response(200, metrics.render(found), metrics.CONTENT_TYPE)
+        page = metrics.render(found, metrics.of_plugins(facts.plugins))
+        return Response(200, page, metrics.CONTENT_TYPE)
 
     def _unready(self) -> str:
         flow = self._flow

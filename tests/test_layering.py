@@ -49,11 +49,47 @@ ALONE = {
         *("mqttd.core", "mqttd", "mqttd.census", "mqttd.sysinfo", "mqttd.metrics"),
         *("mqttd.net.flow", "mqttd.net.http", "mqttd.net.sockets"),
     ),
-    "mqttd.api": ("mqttd.core", "mqttd.scalars", "mqttd.hooks.values", "mqttd.hooks.plugin"),
+    "mqttd.api": (
+        *("mqttd.core", "mqttd.scalars", "mqttd.config"),
+        *("mqttd.hooks.values", "mqttd.hooks.plugin", "mqttd.hooks.loader"),
+    ),
     "mqttd.testing": ("mqttd.api",),
+    # The operator's side of the broker ...
+    "mqttd.audit": ("mqttd.core", "mqttd.log"),
+    "mqttd.explain": ("mqttd.core", "mqttd.hooks.manager", "mqttd.hooks.values"),
+    "mqttd.why": ("mqttd.core", "mqttd.explain", "mqttd.hooks.manager", "mqttd.hooks.values"),
+    "mqttd.control": (
+        *("mqttd", "mqttd.core", "mqttd.audit", "mqttd.explain", "mqttd.why", "mqttd.metrics"),
+        "mqttd.census",
+        *("mqttd.hooks.manager", "mqttd.net.lines"),
+    ),
+    "mqttd.wiring": (
+        *("mqttd.config", "mqttd.net.listener", "mqttd.net.protocol"),
+        *("mqttd.net.sockets", "mqttd.net.tls"),
+    ),
+    "mqttd.reload": (
+        *("mqttd", "mqttd.core", "mqttd.log", "mqttd.audit", "mqttd.config", "mqttd.monitor"),
+        *("mqttd.hooks", "mqttd.hooks.checking", "mqttd.hooks.loader", "mqttd.hooks.manager"),
+        *("mqttd.net.flow", "mqttd.net.http", "mqttd.net.listener", "mqttd.net.tls"),
+        "mqttd.wiring",
+    ),
+    # ... and that of the terminal, which knows the broker by its socket alone.
+    "mqttd.show": ("mqttd.log",),
+    "mqttd.control_client": (),
+    "mqttd.explained": ("mqttd.show",),
+    "mqttd.top": ("mqttd.control_client", "mqttd.log", "mqttd.show"),
+    "mqttd.plugin_commands": (
+        *("mqttd.hooks", "mqttd.hooks.checking", "mqttd.hooks.loader", "mqttd.hooks.plugin"),
+        "mqttd.show",
+    ),
+    "mqttd.operator_commands": (
+        *("mqttd", "mqttd.config", "mqttd.scalars", "mqttd.control_client", "mqttd.log"),
+        *("mqttd.show", "mqttd.explained", "mqttd.top"),
+    ),
     "mqttd.cli": (
         *("mqttd", "mqttd.app", "mqttd.config", "mqttd.log", "mqttd.net.loops"),
-        *("mqttd.store.admin", "mqttd.store.view"),
+        *("mqttd.store.admin", "mqttd.store.view", "mqttd.operator_commands"),
+        *("mqttd.plugin_commands", "mqttd.hooks", "mqttd.hooks.checking", "mqttd.hooks.loader"),
     ),
     "mqttd.__main__": ("mqttd.cli",),
 }

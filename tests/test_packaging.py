@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 import mqttd
+from mqttd import plugin_commands
+from mqttd.hooks import loader
 from tools import requirements
 
 
@@ -20,9 +22,22 @@ def project(root: Path) -> dict[str, Any]:
 
 
 def test_entry_points_exist(project: dict[str, Any]) -> None:
-    for target in project["project"]["scripts"].values():
-        module, _, name = target.partition(":")
-        assert callable(getattr(importlib.import_module(module), name))
+    groups = project["project"]["entry-points"]
+    for group in (project["project"]["scripts"], *groups.values()):
+        for target in group.values():
+            module, _, name = target.partition(":")
+            assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_a_source_tree_finds_what_an_installation_does(project: dict[str, Any]) -> None:
+    groups = project["project"]["entry-points"]
+    assert sorted(loader._own_names()) == sorted(groups["mqttd.plugins"])
+    for name, target in groups["mqttd.plugins"].items():
+        module, _, attribute = target.partition(":")
+        assert loader.find(name) is getattr(importlib.import_module(module), attribute)
+    assert {name: f"{module}:main" for name, module in plugin_commands.OWN.items()} == groups[
+        "mqttd.commands"
+    ]
 
 
 def test_the_version_stands_in_one_place(project: dict[str, Any]) -> None:
@@ -61,7 +76,8 @@ def test_every_dependency_has_a_lower_bound(project: dict[str, Any]) -> None:
 
 def test_every_package_is_in_the_wheel(root: Path, project: dict[str, Any]) -> None:
     included = project["tool"]["setuptools"]["packages"]["find"]["include"]
-    assert included == ["mqttd", "mqttd.*", "device_sim", "device_sim.*"]
-    for name in ("mqttd", "device_sim"):
+    names = ("mqttd", "device_sim", "mqttd_plugins")
+    assert included == [pattern for name in names for pattern in (name, f"{name}.*")]
+    for name in ("mqttd", "device_sim", "plugins/mqttd_plugins"):
         for path in (root / name).rglob("*.py"):
             assert (path.parent / "__init__.py").exists(), path

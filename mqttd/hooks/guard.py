@@ -69,14 +69,18 @@ class Guard:
     ) -> None:
         self.name = name
         self.plugin = plugin
-        self.on_failure = entry.on_failure
         self.stats: dict[str, HookStats] = {}
         self.rests_until = 0.0  # the breaker is open until then
+        self.adjust(entry)
+        self._row = 0  # failures since the last success
+        self._clock = clock
+
+    def adjust(self, entry: PluginEntry) -> None:
+        """Trust the plugin as far as its entry in the configuration says."""
+        self.on_failure = entry.on_failure
         self._timeout = entry.timeout
         self._failures = entry.breaker.failures
         self._rest = entry.breaker.rest
-        self._row = 0  # failures since the last success
-        self._clock = clock
 
     def has(self, hook: str) -> bool:
         """Whether the plugin overrides a hook."""

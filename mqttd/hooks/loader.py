@@ -16,8 +16,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-import pkgutil
+import os
+import re
 import sys
+import typing
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -26,11 +28,12 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from mqttd.config import Config, ConfigError, PluginEntry, Problem, explain
-from mqttd.hooks.plugin import Plugin, PluginConfig
+from mqttd.config import Config, ConfigError, PluginEntry, Problem, explain, load_config
+from mqttd.hooks.plugin import ConfigT, Plugin, PluginConfig
 
 GROUP: Final = "mqttd.plugins"
 _OWN: Final = "mqttd_plugins"
+_HOLDS_A_PLUGIN: Final = re.compile(r"^class [A-Z]\w*\(Plugin\[", re.MULTILINE)
 
 
 class NoPlugin(Exception):
@@ -118,6 +121,14 @@ def prepare(config: Config) -> list[Prepared]:
     return found
 
 
+def configured(path: str | os.PathLike[str], plugin_class: type[Plugin[ConfigT]]) -> list[ConfigT]:
+    """The configurations of one plugin in a file of the broker, in their order. ConfigError."""
+    found = prepare(load_config(path))
+    return [
+        typing.cast(ConfigT, one.config) for one in found if issubclass(one.made_by, plugin_class)
+    ]
+
+
 def default_name(use: str) -> str:
     """What a plugin is called that was given no name."""
     if use.endswith(".py"):
@@ -126,12 +137,15 @@ def default_name(use: str) -> str:
 
 
 def _own_names() -> Iterator[str]:
+    """The modules of our own package that hold a plugin; none of them is imported for that."""
     try:
         package = importlib.import_module(_OWN)
     except ImportError:
-        return iter(())
-    modules = pkgutil.iter_modules(package.__path__)
-    return (module.name for module in modules if not module.name.startswith("_"))
+        return
+    for place in package.__path__:
+        for file in Path(place).glob("[!_]*.py"):
+            if _HOLDS_A_PLUGIN.search(file.read_text(encoding="utf-8")):
+                yield file.stem
 
 
 def _import(path: str, use: str) -> ModuleType:

@@ -32,7 +32,7 @@ from mqttd.hooks.convert import apply_request, core_message_of, message_of, requ
 from mqttd.hooks.deciders import Chains
 from mqttd.hooks.guard import WATCH, Guard, begin
 from mqttd.hooks.loader import Prepared
-from mqttd.hooks.observers import Observers
+from mqttd.hooks.observers import Observer, Observers
 from mqttd.hooks.plugin import Plugin
 from mqttd.hooks.services import Services, Works
 from mqttd.hooks.values import (
@@ -133,6 +133,30 @@ class HookManager:
         if self._watching:
             self._watching = False
             WATCH.stop()
+
+    @property
+    def observers(self) -> list[Observer]:
+        """Who is told of events, and how many each has lost."""
+        return self._observers.observers
+
+    async def reload(self, prepared: list[Prepared]) -> dict[str, str]:
+        """Hand each plugin its configuration, new or not; name → why it keeps what it had."""
+        failed: dict[str, str] = {}
+        for one in prepared:
+            guard = next((guard for guard in self.guards if guard.name == one.name), None)
+            if guard is None:
+                continue
+            try:
+                async with asyncio.timeout(START_S):
+                    await guard.plugin.reload(one.config)
+            except TimeoutError:
+                failed[one.name] = f"it took longer than {START_S:g} s"
+            except Exception as error:
+                logger.debug("plugin %s", one.name, exc_info=True)
+                failed[one.name] = str(error) or type(error).__name__
+            else:
+                guard.adjust(one.entry)
+        return failed
 
     def plugin(self, name: str) -> Plugin[Any] | None:
         """A plugin by its name in the configuration."""

@@ -66,7 +66,7 @@ class Acceptor:
         self._sock = sock
         self._factory = factory
         self._name = name
-        self._timeout = timeout
+        self.timeout = timeout
         self._proxy_protocol = proxy_protocol
         self._proxies = tuple(ipaddress.ip_network(network) for network in proxy_from)
         self._on_refused = on_refused
@@ -151,7 +151,7 @@ class Acceptor:
         if self._proxy_protocol != "off":
             try:
                 self._check_proxy(address)
-                async with asyncio.timeout(self._timeout):
+                async with asyncio.timeout(self.timeout):
                     peer = await self._preface(sock)
             except (proxy.ProxyError, OSError, TimeoutError) as error:
                 sock.close()
@@ -171,7 +171,7 @@ class Acceptor:
                 factory,
                 sock,
                 ssl=self.context,
-                ssl_handshake_timeout=self._timeout,
+                ssl_handshake_timeout=self.timeout,
                 ssl_shutdown_timeout=CLOSE_TIMEOUT,
             )
         except OSError as error:  # ssl.SSLError and TimeoutError are such

@@ -38,6 +38,7 @@ _BACKLOG: Final = 4096
 # uvloop accepts one connection per handle and turn of the loop. With some handles on one socket,
 # devices that all come back at once get in soon even where traffic makes the turns long.
 _ACCEPTS_PER_TURN: Final = 8
+_FRAMES: Final = 2  # some WebSocket clients put several packets into one frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +107,24 @@ class Listener:
 
     def reload(self) -> None:
         """Read certificates and keys anew; they count for new connections. May ListenError."""
+        self.renew(self.fresh_context())
+
+    def fresh_context(self) -> ssl.SSLContext | None:
+        """The files of TLS, read now; nothing has changed yet. ListenError."""
         try:
-            context = self._context()
+            return self._context()
         except (OSError, ValueError) as error:
             raise self._error(error) from error
+
+    def renew(self, context: ssl.SSLContext | None) -> None:
+        """Use other certificates, and the limits as they are now, for new connections."""
+        settings = self._flow.broker.settings
         for acceptor in self._acceptors:
             acceptor.context = context
+            acceptor.timeout = settings.connect_timeout
+        if self._upgrade is not None:
+            self._upgrade.max_frame = _FRAMES * settings.max_packet_size
+            self._upgrade.timeout = settings.connect_timeout
 
     def _error(self, error: Exception) -> ListenError:
         return self._place.error(f"listener {self.endpoint.name}", error)
@@ -139,8 +152,7 @@ class Listener:
             gate,
             endpoint.path,
             endpoint.allow_origins,
-            # Some clients put several packets into one frame.
-            2 * settings.max_packet_size,
+            _FRAMES * settings.max_packet_size,
             settings.connect_timeout,
         )
         return self._upgrade.protocol

@@ -37,10 +37,11 @@ class ListenError(Exception):
 class Place:
     """Where to listen: host and port, or the path of a Unix socket."""
 
-    def __init__(self, host: str, port: int, unix_path: str) -> None:
+    def __init__(self, host: str, port: int, unix_path: str, mode: int = _UNIX_MODE) -> None:
         self.host = host
         self.port = port
         self.unix_path = unix_path
+        self._mode = mode  # of a Unix socket
         self._inode: tuple[int, int] | None = None
 
     async def bind(self, loop: asyncio.AbstractEventLoop) -> list[socket.socket]:
@@ -95,7 +96,7 @@ class Place:
         try:
             sock.bind(path)
             # Nobody can connect before `listen`, so there is no moment with other permissions.
-            os.chmod(path, _UNIX_MODE)
+            os.chmod(path, self._mode)
         except OSError:
             sock.close()
             raise

@@ -1,7 +1,7 @@
 """TLS on a listener: the context of the server, and who a client's certificate says it is.
 
-Owns: which versions are spoken (1.2 and 1.3), whether clients are asked for a certificate, and the
-translation of a verified certificate's subject into a user name.
+Owns: which versions are spoken (1.2 and 1.3), whether clients are asked for a certificate, when the
+server's own is over, and the translation of a verified certificate's subject into a user name.
 
 Must not know: configuration files, connections. The handshake itself belongs to the loop.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import ssl
 import unicodedata
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +38,9 @@ _SHORT: Final = {
     "streetAddress": "STREET",
     "userId": "UID",
 }
+_VERSION: Final = 0xA0  # of the optional element in front
+_UTC_TAG: Final = 0x17
+_UTC_TIME: Final = "%y%m%d%H%M%SZ"
 _INVISIBLE: Final = ("Cc", "Cf", "Cs")  # control, format (reorders or hides text), surrogate
 _ESCAPED: Final = '"+,;<>\\'
 
@@ -115,3 +119,45 @@ def _attribute(key: str, value: str) -> str:
     if escaped.endswith(" ") and len(value) > 1:
         escaped = escaped[:-1] + "\\ "
     return f"{_SHORT.get(key, key)}={escaped}"
+
+
+def expires_at(cert: Path) -> float:
+    """When the first certificate of a PEM file is over, in seconds since 1970.
+
+    OSError or ValueError where the file holds none that can be read.
+    """
+    text = cert.read_text(encoding="ascii", errors="replace")
+    begin = text.find(ssl.PEM_HEADER)
+    end = text.find(ssl.PEM_FOOTER, begin)
+    if begin < 0 or end < 0:
+        raise ValueError("no certificate")
+    der = ssl.PEM_cert_to_DER_cert(text[begin : end + len(ssl.PEM_FOOTER)] + "\n")
+    # RFC 5280: Certificate → tbsCertificate → [version], serial, signature, issuer, validity.
+    _, body, _ = _element(der, 0)
+    _, place, _ = _element(der, body)
+    tag, _, after = _element(der, place)
+    if tag == _VERSION:
+        place = after
+    for _ in range(3):
+        _, _, place = _element(der, place)
+    _, inside, _ = _element(der, place)
+    _, _, not_after = _element(der, inside)
+    tag, start, stop = _element(der, not_after)
+    form = _UTC_TIME if tag == _UTC_TAG else "%Y%m%d%H%M%SZ"
+    at = datetime.strptime(der[start:stop].decode("ascii"), form)
+    return at.replace(tzinfo=UTC).timestamp()
+
+
+def _element(der: bytes, place: int) -> tuple[int, int, int]:
+    """Tag, begin and end of the content of a DER element. ValueError where it is cut off."""
+    if place + 2 > len(der):
+        raise ValueError("a certificate that ends early")
+    start = place + 2
+    size = der[place + 1]
+    if size >= 0x80:
+        width = size & 0x7F
+        size = int.from_bytes(der[start : start + width], "big")
+        start += width
+    if start + size > len(der):
+        raise ValueError("a certificate that ends early")
+    return der[place], start, start + size
