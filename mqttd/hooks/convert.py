@@ -16,6 +16,7 @@ from mqttd.core.errors import ProtocolError
 from mqttd.core.framer import Framer
 from mqttd.core.message import Message as CoreMessage
 from mqttd.core.packets import Connect, Will
+from mqttd.core.properties import decode_forwardable
 from mqttd.core.settings import NEVER
 from mqttd.core.topics import validate_topic_name
 from mqttd.hooks.values import ConnectRequest, Message
@@ -42,6 +43,8 @@ def core_message_of(message: Message, now: float, origin: str) -> CoreMessage:
     try:
         validate_topic_name(message.topic)
         block = message.block
+        if block:
+            decode_forwardable(block)
     except ProtocolError as error:
         raise ValueError(f"not a message: {error}") from error
     if message.qos not in (0, 1, 2) or not isinstance(message.payload, bytes):
