@@ -16,33 +16,60 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from device_sim import actions
 from device_sim.arrival import MessageTimes, connect_times
 from device_sim.chance import Chance
 from device_sim.check import OPEN_ENDED
 from device_sim.client import CONNECTED
+from device_sim.control import Control
 from device_sim.device import Device
-from device_sim.feed import NEVER, Feed, Pour
+from device_sim.feed import NEVER, Feed, Pacer, Pour
+from device_sim.fleet import Fleet
 from device_sim.flood import POLL_S
 from device_sim.forecast import entries_of
-from device_sim.link import ConnectionEnded
-from device_sim.proxy import GOOD, Conditions
+from device_sim.link import ConnectionEnded, Switchboard
+from device_sim.proxy import GOOD, Conditions, Proxy
 from device_sim.result import Fault
-from device_sim.scenario import PublishEntry, RequestEntry, Stage
-
-if TYPE_CHECKING:
-    from device_sim.run import Run
+from device_sim.scenario import Group, PublishEntry, RequestEntry, Scenario, Stage
+from device_sim.surroundings import Surroundings
 
 WAIT_S: Final = 30.0
 """How long `until` is waited for when the scenario doesn't say."""
 
 
+class Running(Protocol):
+    """The run that the actions are part of, as far as they need it."""
+
+    scenario: Scenario
+    fleet: Fleet
+    around: Surroundings
+    switchboard: Switchboard
+    pacer: Pacer
+    control: Control
+    proxies: dict[str, Proxy]
+    everybody: list[Device]
+    halt: asyncio.Event
+    broker_down: bool
+    failed_connects: int
+    connect_s: float
+
+    @property
+    def at_s(self) -> float: ...
+    def fault(self, kind: str, detail: str = "", devices: int = 0) -> Fault: ...
+    def troubled(self, group: Group) -> bool: ...
+    def aftermath(self) -> None: ...
+    def publishing(self, more: int) -> None: ...
+    def tick(self) -> None: ...
+    async def settle(self, patience_s: float) -> bool: ...
+    def break_off(self, why: str) -> None: ...
+
+
 class Acts:
     """The actions of one stage of a run."""
 
-    def __init__(self, run: Run, stage: Stage, number: int) -> None:
+    def __init__(self, run: Running, stage: Stage, number: int) -> None:
         self.run = run
         self.stage = stage
         self.number = number
@@ -151,7 +178,7 @@ class Acts:
             await device.connect(timeout_s)
         except ConnectionEnded:
             self.run.failed_connects += 1
-            if not self.run.troubled(device):
+            if not self.run.troubled(device.group):
                 raise
             device.come_back()
 
@@ -337,7 +364,7 @@ def _open_loop(feed: Feed, count: int | None) -> None:
 
 
 def _poured(pour: Pour) -> bool:
-    return pour.left <= 0 and (not pour.feed.dues or pour.feed.client.state != CONNECTED)
+    return pour.ended and (not pour.feed.dues or pour.feed.client.state != CONNECTED)
 
 
 def _looped(feed: Feed) -> bool:

@@ -18,164 +18,31 @@ from __future__ import annotations
 
 import asyncio
 import os
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from device_sim.chance import Chance
 from device_sim.client import CLOSED, Client
+from device_sim.device_link import DeviceLink
 from device_sim.feed import Feed
-from device_sim.histogram import Histogram
 from device_sim.ledger import Watcher
-from device_sim.link import ConnectionEnded, Link, Switchboard
+from device_sim.link import ConnectionEnded, Link
 from device_sim.naming import Names, Template
-from device_sim.oracles import NEVER_EXPIRES, PRESENT, Replay, Retained, Session, Wills
+from device_sim.oracles import NEVER_EXPIRES, PRESENT, Session, Wills
 from device_sim.payload import Header, seal
 from device_sim.plan import FILTERS_A_PACKET, VERSIONS
 from device_sim.proxy import reset
 from device_sim.scenario import Group
-from device_sim.tracks import Sender, Track
+from device_sim.subscriptions import Subscription
+from device_sim.surroundings import Surroundings
+from device_sim.tracks import Sender
 from mqttd.core import spec
-from mqttd.core.packets import Connack, Connect, Filter, Suback, Will
+from mqttd.core.packets import Connack, Connect, Suback, Will
 from mqttd.core.properties import Properties
 
 WILL_GRACE_S: Final = 2.0
 """A broker may be so late with a will that is due."""
-READ_SLICE_S: Final = 0.1
-"""A slow reader reads so often."""
-
-
-class Surroundings:
-    """What all devices of a run share. `report` takes what befell a device: a kind and the words.
-
-    `restless` is true while links drop and devices sleep; at the end of a run everybody stays.
-    `expected` says that the scenario itself makes connections fail at the moment.
-    """
-
-    def __init__(self, run: int, seed: int, switchboard: Switchboard) -> None:
-        self.run = run
-        self.seed = seed
-        self.prefix = ""
-        self.begun_ns = time.monotonic_ns()
-        self.unix_s = time.time()
-        self.switchboard = switchboard
-        self.connect_times = Histogram()
-        self.connect_timeout_s = 10.0
-        self.addresses: dict[str, tuple[str, int]] = {}
-        self.tls: dict[str, ssl.SSLContext | None] = {}
-        self.gate = asyncio.Semaphore(200)
-        self.restless = True
-        self.violations: dict[str, int] = {}
-        self.report: Callable[[Device, str, str], None] = lambda device, kind, words: None
-
-    def violation(self, what: str) -> None:
-        """Count something that a broker may not do."""
-        self.violations[what] = self.violations.get(what, 0) + 1
-
-
-class Owed:
-    """The retained messages of one stream at one subscription."""
-
-    def __init__(self, replay: Replay, retained: Retained, feed: Feed | None, stream: int) -> None:
-        self.replay = replay
-        self.retained = retained
-        self.feed = feed
-        self.stream = stream
-        self.contested = False
-        """Several publishers retain on the topic: nobody can name the last message."""
-
-    def ask(self) -> None:
-        """SUBSCRIBE goes out: what does the topic retain by now?
-
-        At least the last message whose acknowledgement was complete.
-        """
-        if self.feed is not None and not self.contested:
-            self._catch_up(self.feed)
-        self.replay.subscribe()
-
-    def _catch_up(self, feed: Feed) -> None:
-        sender = feed.sender
-        newest = sender.sent_on(self.stream) - 1
-        if newest >= 0:
-            self.retained.sent(newest)
-        if sender.qos:
-            not_known = set(feed.client.unanswered(feed.lane))
-            for book in (sender.refused, sender.unknown):
-                answers = book.get(self.stream)
-                if answers is not None:
-                    while newest >= 0 and answers.contains(newest):
-                        newest -= 1
-            while newest >= 0 and newest * sender.streams + self.stream in not_known:
-                newest -= 1
-            if newest >= 0:
-                self.retained.settled(newest)
-
-
-class Subscription:
-    """One filter of a device, and the tracks of what it is owed by it."""
-
-    def __init__(self, wanted: Filter) -> None:
-        self.wanted = wanted
-        self.tracks: list[Track] = []
-        self.replays: list[Owed] = []
-
-
-class DeviceLink(Link):
-    """The socket of a device's connection; a ghost's events reach nobody."""
-
-    def __init__(self, device: Device) -> None:
-        super().__init__(device.around.switchboard, device.client, device.lost)
-        self.device = device
-        self.ghost = False
-        self.frozen = False
-        self.slow_rate = -1
-        self._debt = 0.0
-
-    def data_received(self, data: bytes) -> None:
-        if self.ghost:
-            return
-        super().data_received(data)
-        if self.slow_rate >= 0 and self.transport is not None:
-            self._debt += len(data)
-            self.transport.pause_reading()
-            if self.slow_rate:
-                pause_s = max(READ_SLICE_S, self._debt / self.slow_rate)
-                self._debt = 0.0
-                self.switchboard.loop.call_later(pause_s, self.read_on)
-        if self.client.inbox:
-            self.device.read_inbox()
-        self.device.share_window()
-
-    def read_on(self) -> None:
-        """Read the socket again, unless something else forbids it."""
-        if self.transport is None or self.transport.is_closing() or self.ghost or self.frozen:
-            return
-        self.transport.resume_reading()
-
-    def freeze(self, frozen: bool) -> None:
-        """Neither read nor write, or do so again."""
-        self.frozen = frozen
-        for publisher in self.publishers:
-            publisher.blocked = frozen
-            if not frozen:
-                self.switchboard.mark_ready(publisher)
-        if self.transport is None or self.transport.is_closing():
-            return
-        if frozen:
-            self.transport.pause_reading()
-        else:
-            self.transport.resume_reading()
-
-    def resume_writing(self) -> None:
-        if not self.frozen:
-            super().resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.ghost:
-            self.lost = True
-        else:
-            super().connection_lost(exc)
 
 
 class Vanished:
@@ -274,7 +141,7 @@ class Device:
             self._session.doubt()  # who knows what an earlier run has left
         now = time.monotonic()
         kept = self._session.expected(clean, now) == PRESENT
-        link = self.link = DeviceLink(self)
+        link = self.link = DeviceLink(around.switchboard, client, self.lost, self._after_data)
         for feed in self.feeds:
             feed.blocked = False
             around.switchboard.attach(feed, link)
@@ -420,7 +287,7 @@ class Device:
         self._broke(time.monotonic())
         self.link = None
         if was_up:
-            self.around.report(self, "lost", words)
+            self.around.report(self.group, self.client.client_id, "lost", words)
             self.come_back()
 
     def leave(self) -> None:
@@ -544,7 +411,7 @@ class Device:
             try:
                 await self.connect(self.around.connect_timeout_s)
             except ConnectionEnded as ended:
-                self.around.report(self, "failed", str(ended))
+                self.around.report(self.group, self.client.client_id, "failed", str(ended))
                 self.come_back()
 
     def _live(self) -> None:
@@ -582,20 +449,15 @@ class Device:
             if timer is not None:
                 timer.cancel()
 
-    def share_window(self) -> None:
-        """An acknowledgement to one feed makes room for the others."""
+    def _after_data(self) -> None:
+        """Answer what came, and let an acknowledgement to one feed make room for the others."""
+        if self.client.inbox and self.answer is not None:
+            self.answer(self)
         if len(self.feeds) > 1:
             for feed in self.feeds:
                 if feed.starved:
                     feed.starved = False
                     self.around.switchboard.mark_ready(feed)
-
-    # Messages that ask for something
-
-    def read_inbox(self) -> None:
-        """Messages have come that somebody here answers or waits for."""
-        if self.answer is not None:
-            self.answer(self)
 
     # The end
 

@@ -297,6 +297,7 @@ class Pour:
         self.number = 0
         self.end_ns = end_ns
         self.stopped = False
+        self.ended = False
 
     def next_ns(self) -> int:
         """When the next message is due; NEVER when there is none."""
@@ -326,6 +327,8 @@ class Pacer:
         if at_ns < NEVER:
             self._serial += 1
             heappush(self.heap, (at_ns, self._serial, pour))
+        else:
+            pour.ended = True
 
     def next_ns(self) -> int:
         """When something is due next; NEVER for nothing at all."""
@@ -346,8 +349,5 @@ class Pacer:
                 heapreplace(heap, (following_ns, self._serial, pour))
             else:
                 heappop(heap)
+                pour.ended = True
         return found
-
-    def clear(self) -> None:
-        """Nothing more becomes due."""
-        self.heap.clear()

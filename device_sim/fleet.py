@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Final
 
 from device_sim.content import Content
-from device_sim.device import Device, Owed, Subscription, Surroundings
+from device_sim.device import Device
 from device_sim.dialogue import Answering, Asking, Dialogue
 from device_sim.feed import Feed, Layout
 from device_sim.forecast import entries_of
@@ -32,6 +32,8 @@ from device_sim.payload import HEADER_SIZE, Header, padding
 from device_sim.payload import Template as Frame
 from device_sim.publisher import template
 from device_sim.scenario import Group, PublishEntry, RequestEntry, RespondEntry, Scenario, Transfer
+from device_sim.subscriptions import Owed, Subscription
+from device_sim.surroundings import Surroundings
 from device_sim.tracks import Share, Track
 from device_sim.values import DeviceClock, Recipe, Source, filling
 from mqttd.core import spec

@@ -26,7 +26,6 @@ from typing import Final
 
 from device_sim.acts import Acts
 from device_sim.control import Control
-from device_sim.device import Device, Surroundings
 from device_sim.feed import NEVER, Pacer
 from device_sim.fleet import Fleet
 from device_sim.flood import GRACE_S, POLL_S, SAMPLE_S, STALL_S, Idle, Sample, polls
@@ -36,7 +35,8 @@ from device_sim.link import ConnectionEnded, Switchboard
 from device_sim.process import ProcessError
 from device_sim.proxy import Proxy
 from device_sim.result import Distribution, Fault, Stage
-from device_sim.scenario import Scenario
+from device_sim.scenario import Group, Scenario
+from device_sim.surroundings import Surroundings
 from device_sim.tls import contexts
 from device_sim.verdict import Verdict
 
@@ -213,9 +213,9 @@ class Run:
         self.faults.append(fault)
         return fault
 
-    def troubled(self, device: Device) -> bool:
-        """Connections of this device fail because the scenario makes them fail."""
-        proxy = self.proxies.get(device.group.name)
+    def troubled(self, group: Group) -> bool:
+        """Connections of this group fail because the scenario makes them fail."""
+        proxy = self.proxies.get(group.name)
         bad = proxy is not None and not (proxy.up.clear and proxy.down.clear)
         return self.broker_down or bad or time.monotonic() < self.fault_until
 
@@ -223,17 +223,17 @@ class Run:
         """A fault is over; what it broke may show a little later."""
         self.fault_until = time.monotonic() + AFTERMATH_S
 
-    def _befell(self, device: Device, kind: str, words: str) -> None:
+    def _befell(self, group: Group, client_id: str, kind: str, words: str) -> None:
         """A device lost its connection or couldn't make one, and nobody had told it to."""
         if kind == "failed":
             self.failed_connects += 1
-        if self.troubled(device):
+        if self.troubled(group):
             return
         if kind == "lost":
             self.lost_connections += 1
-        self.lost_words = self.lost_words or f"{device.client.client_id}: {words}"
-        if device.group.reconnect is None:
-            self.break_off(f"{device.client.client_id}: {words}")
+        self.lost_words = self.lost_words or f"{client_id}: {words}"
+        if group.reconnect is None:
+            self.break_off(f"{client_id}: {words}")
         last = self.faults[-1] if self.faults else None
         name = f"connection {kind}"
         if last is not None and last.kind == name and self.at_s - last.at_s < SAMPLE_S:
@@ -244,11 +244,13 @@ class Run:
     # Silence
 
     def outstanding(self) -> int:
-        """Deliveries, wills and acknowledgements that may still come."""
+        """Deliveries, wills, acknowledgements and responses that may still come."""
         count = self.ledger.missing()
         for device in self.everybody:
             if device.up:
-                count += device.client.in_flight() + sum(len(feed.dues) for feed in device.feeds)
+                count += device.client.in_flight()
+                for feed in device.feeds:
+                    count += len(feed.dues) + (feed.open_request >= 0)
             elif device.wanted:
                 count += 1
         return count
