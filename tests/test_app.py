@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import logging
 import re
 import signal
 import socket
@@ -24,7 +23,6 @@ from mqttd.core.packets import Connect, Disconnect
 from mqttd.core.properties import Properties
 from mqttd.net import loops
 from mqttd.net.flow import Flow
-from mqttd.net.listener import ListenError
 from mqttd.store.base import StoreError
 from mqttd.store.memory import MemoryStore
 from tests.net.kit import PATIENCE, Wire, loopback, reserved_port, until
@@ -163,7 +161,7 @@ async def test_a_hangup_reads_the_certificates_again(start: Start, tmp_path: Pat
         key.write_text("nonsense")
         process.popen.send_signal(signal.SIGHUP)
         async with asyncio.timeout(PATIENCE):
-            while "ERROR reload" not in process.log.read_text():
+            while "ERROR reload_refused" not in process.log.read_text():
                 await asyncio.sleep(0.01)
         async with await Wire.open(port, tls=stranger.client()) as other:
             await other.connect("still")
@@ -201,7 +199,8 @@ async def test_a_broken_store_ends_the_process_with_a_failure() -> None:
         async def commit(self, batch: Batch) -> None:
             raise OSError("disk full")
 
-    app = App(parse_config({"listeners": [loopback()]}), Broken())
+    control = {"path": "off"}
+    app = App(parse_config({"listeners": [loopback()], "control": control}), Broken())
     with pytest.raises(RuntimeError):
         _ = app.broker
     ended = asyncio.get_running_loop().create_task(app.run())
@@ -320,29 +319,6 @@ async def test_a_core_that_cannot_say_goodbye_is_cut_off(
         await wire.closed()
     assert store.closed == 1
     assert "bug: exception out of the core in drain" in caplog.text
-
-
-@pytest.mark.parametrize("broken", [[], [0], [1], [0, 1]])
-def test_a_reload_claims_no_success_after_an_error(
-    broken: list[int], caplog: pytest.LogCaptureFixture
-) -> None:
-    class Reloading:
-        def __init__(self, number: int) -> None:
-            self.number = number
-
-        def reload(self) -> None:
-            reloaded.append(self.number)
-            if self.number in broken:
-                raise ListenError(f"no key {self.number}")
-
-    reloaded: list[int] = []
-    app = App(parse_config({"listeners": [loopback()], "storage": MEMORY}))
-    app.listeners = [Reloading(0), Reloading(1)]  # type: ignore[list-item]
-    with caplog.at_level(logging.INFO, "mqttd"):
-        app._reload()
-    assert reloaded == [0, 1]
-    levels = [record.levelno for record in caplog.records]
-    assert levels == ([logging.ERROR] * len(broken) or [logging.INFO])
 
 
 def test_what_a_listener_is_told_of_its_configuration() -> None:

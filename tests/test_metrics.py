@@ -12,7 +12,7 @@ from mqttd import metrics
 from mqttd.census import Census
 from mqttd.core import counters as count
 from mqttd.core import spec
-from mqttd.metrics import COUNTER, DROPS, METRICS, REFUSALS, Facts
+from mqttd.metrics import COUNTER, DROPS, METRICS, REFUSALS, Facts, HookFacts, PluginFacts
 from tests.harness import Harness
 
 ROOT = Path(__file__).parents[1]
@@ -27,17 +27,30 @@ def facts() -> Facts:
     return Facts("1.2.3", "3.11", "pure", "uvloop", "full", ["test"], 5.0, 0.25, 1.5, 1 << 20, 1024)
 
 
+def with_plugins() -> Facts:
+    given = facts()
+    given.certificates = {"tls": 2_000_000_000.0}
+    hooks = {"authenticate": HookFacts(7, 2, 0.5, 0.25), "observe": HookFacts(1, 0, 0.0, 0.0)}
+    given.plugins = [
+        PluginFacts("users", hooks, True, 3, {"logins": 5}, {"users": 2.5}),
+        PluginFacts("other", {}, False, None, {"logins": 1}, {}),
+    ]
+    return given
+
+
 def rendered(h: Harness, given: Facts | None = None) -> str:
     census = Census(h.broker)
     while not census.step():
         pass
-    return metrics.render(metrics.samples(h.broker, census, given or facts())).decode()
+    given = given or facts()
+    found = metrics.samples(h.broker, census, given)
+    return metrics.render(found, metrics.of_plugins(given.plugins)).decode()
 
 
-def page(h: Harness) -> Page:
+def page(h: Harness, given: Facts | None = None) -> Page:
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(rendered(h))
+        for family in text_string_to_metric_families(rendered(h, given))
         for sample in family.samples
     }
 
@@ -47,9 +60,9 @@ def value(found: Page, name: str, **labels: str) -> float:
 
 
 def test_every_family_is_there_with_its_type_and_help() -> None:
-    families = list(text_string_to_metric_families(rendered(Harness())))
-    assert len(families) == len(METRICS)
-    for family, metric in zip(families, METRICS, strict=True):
+    families = list(text_string_to_metric_families(rendered(Harness(), with_plugins())))
+    assert len(families) == len(METRICS) + 2
+    for family, metric in zip(families, METRICS, strict=False):
         # The parser takes the ending of a counter for granted.
         assert family.name == metric.name.removesuffix("_total")
         assert family.type == metric.kind
@@ -58,6 +71,40 @@ def test_every_family_is_there_with_its_type_and_help() -> None:
         for sample in family.samples:
             assert sample.name == metric.name
             assert tuple(sample.labels) == metric.labels
+
+
+def test_plugins() -> None:
+    found = page(Harness(), with_plugins())
+    by_hook = {"plugin": "users", "hook": "authenticate"}
+    assert value(found, "mqttd_hook_calls_total", **by_hook) == 7
+    assert value(found, "mqttd_hook_errors_total", **by_hook) == 2
+    assert value(found, "mqttd_hook_seconds_total", **by_hook) == 0.5
+    assert value(found, "mqttd_hook_longest_seconds", **by_hook) == 0.25
+    assert value(found, "mqttd_breaker_open", plugin="users") == 1
+    assert value(found, "mqttd_breaker_open", plugin="other") == 0
+    assert value(found, "mqttd_events_lost_total", plugin="users") == 3
+    assert series(found, "mqttd_events_lost_total", "plugin") == {"users"}
+    assert value(found, "mqttd_plugin_logins_total", plugin="users") == 5
+    assert value(found, "mqttd_plugin_logins_total", plugin="other") == 1
+    assert value(found, "mqttd_plugin_users", plugin="users") == 2.5
+    expiry = value(found, "mqttd_tls_cert_expiry_timestamp_seconds", listener="tls")
+    assert expiry == 2_000_000_000
+
+
+def test_without_plugins_and_tls_there_is_nothing_of_them() -> None:
+    text = rendered(Harness())
+    assert "mqttd_hook_calls" not in text
+    assert "mqttd_tls_cert" not in text
+
+
+@pytest.mark.parametrize(("count", "gauge"), [("a b", ""), ("", "x_total"), ("a\nb 1", "ü")])
+def test_a_name_that_is_none_breaks_no_page(count: str, gauge: str) -> None:
+    given = facts()
+    given.plugins = [PluginFacts("p", {}, False, None, {count: 1, "good": 1}, {gauge: 1.0})]
+    found = page(Harness(), given)
+    made_up = {name for name, _ in found if name.startswith("mqttd_plugin_")}
+    assert "mqttd_plugin_good_total" in made_up
+    assert made_up <= {"mqttd_plugin_good_total", "mqttd_plugin__total", "mqttd_plugin_"}
 
 
 def test_names_follow_the_conventions() -> None:
