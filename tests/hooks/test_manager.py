@@ -1,0 +1,785 @@
+"""The hook manager on a real core: who gets in, what is decided late, what is forgotten."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+
+from mqttd.api import (
+    ALLOW,
+    DENY,
+    NOT_MINE,
+    Allow,
+    BrokerServices,
+    Client,
+    ConnectRequest,
+    Continue,
+    Credentials,
+    Decision,
+    Deny,
+    Drop,
+    Message,
+    Plugin,
+    PluginConfig,
+    SubscriptionRequest,
+    reason_codes,
+)
+from mqttd.core.auth import Hooks
+from mqttd.core.packets import Auth, Connack, Disconnect, Puback, Will
+from mqttd.core.router import ListenerInfo
+from mqttd.hooks.guard import WATCH
+from mqttd.hooks.manager import HookManager, PluginError
+from tests.core.handshake_kit import connect
+from tests.hooks.kit import SHORT_S, Hooked, hooked, prepared
+from tests.spec.kit import props
+
+Ask = Callable[..., Any]
+
+
+class Scripted(Plugin[PluginConfig]):
+    """Hooks that a test replaces: `authenticate`, `publish`, `subscribe`, `receive`."""
+
+    authenticate_: ClassVar[Ask] = staticmethod(lambda *_: ALLOW)
+    publish_: ClassVar[Ask] = staticmethod(lambda *_: ALLOW)
+    subscribe_: ClassVar[Ask] = staticmethod(lambda *_: ALLOW)
+    receive_: ClassVar[Ask] = staticmethod(lambda *_: ALLOW)
+
+    def authenticate(self, client: Client, credentials: Credentials) -> Any:
+        return self.authenticate_(client, credentials)
+
+    def authorize_publish(self, client: Client, topic: str, qos: int, retain: bool) -> Any:
+        return self.publish_(client, topic)
+
+    def authorize_subscribe(self, client: Client, subscription: SubscriptionRequest) -> Any:
+        return self.subscribe_(client, subscription.topic_filter)
+
+    def authorize_receive(self, client: Client, topic: str) -> Any:
+        return self.receive_(client, topic)
+
+
+def scripted(**hooks: Ask) -> type[Scripted]:
+    return type("Scripted", (Scripted,), {f"{name}_": staticmethod(f) for name, f in hooks.items()})
+
+
+def raising(*_: object) -> Any:
+    raise RuntimeError("broken")
+
+
+def hanging(*_: object) -> Any:
+    return asyncio.get_running_loop().create_future()
+
+
+async def cancelled(*_: object) -> Any:
+    raise asyncio.CancelledError
+
+
+BROKEN: dict[str, Ask] = {
+    "raises": raising,
+    "hangs": hanging,
+    "rubbish": lambda *_: "yes",
+    "nothing": lambda *_: None,
+    "cancelled": cancelled,
+    "code": lambda *_: Deny("no", code=0),
+}
+broken = pytest.mark.parametrize("what", BROKEN)
+
+
+# No plugin, no cost.
+
+
+def slots(hooks: Hooks) -> dict[str, object]:
+    return {name: getattr(hooks, name) for name in dir(hooks) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("plugins", [[], [type("Idle", (Plugin,), {})]])
+async def test_without_hooks_every_slot_is_empty(plugins: list[type[Plugin[Any]]]) -> None:
+    empty = slots(Hooks())
+    async with hooked(*(prepared(plugin) for plugin in plugins)) as made:
+        assert slots(made.broker.hooks) == empty
+        assert made.broker.context.watcher is None
+        client = await made.client()
+        assert client.connection.lane == 5
+        assert not client.connection.guarded
+
+
+SLOTS = {
+    "authorize_publish": {"publish", "will"},
+    "on_publish": {"publish", "will", "transforms"},
+    "authorize_subscribe": {"subscribe"},
+    "on_subscribe": {"subscribe"},
+    "on_unsubscribe": {"unsubscribe"},
+    "authorize_receive": {"receive"},
+    "on_deliver": {"deliver"},
+    "on_connect": set(),
+    "authenticate": set(),
+}
+
+
+@pytest.mark.parametrize("hook", SLOTS)
+async def test_a_hook_fills_its_slots_and_no_other(hook: str) -> None:
+    plugin = type("One", (Plugin,), {hook: lambda *_: None})
+    async with hooked(prepared(plugin)) as made:
+        found = {name for name, value in slots(made.broker.hooks).items() if value}
+        assert found == SLOTS[hook] | {"authenticate"}
+
+
+# Fail closed, in a broker.
+
+
+@broken
+async def test_nobody_gets_in_by_an_authenticator_that_fails(what: str) -> None:
+    plugin = prepared(scripted(authenticate=BROKEN[what]), timeout=SHORT_S)
+    async with hooked(plugin) as made:
+        assert await made.refused() >= 0x80
+        assert made.broker.sessions == {}
+
+
+@broken
+@pytest.mark.parametrize("qos", [0, 1, 2])
+async def test_nothing_is_published_by_a_decider_that_fails(what: str, qos: int) -> None:
+    plugin = prepared(scripted(publish=BROKEN[what]), timeout=SHORT_S)
+    async with hooked(plugin) as made:
+        client = await made.client()
+        client.auto_ack = False
+        client.publish("t", b"x", qos, retain=True)
+        await made.until(lambda: made.broker.counters.publish_refused)
+        assert made.broker.retained.count == 0
+        assert made.broker.counters.matched == 0
+        assert all(getattr(packet, "reason", 0x87) >= 0x80 for packet in client.recv())
+
+
+@broken
+async def test_nothing_is_subscribed_by_a_decider_that_fails(what: str) -> None:
+    plugin = prepared(scripted(subscribe=BROKEN[what]), timeout=SHORT_S)
+    async with hooked(plugin) as made:
+        client = await made.client()
+        client.send_raw(b"\x82\x07\x00\x01\x00\x00\x01t\x01")
+        await made.until(lambda: client.received)
+        assert client.received[0].reasons[0] >= 0x80  # type: ignore[attr-defined]
+        assert made.broker.trie.node_count == 0
+
+
+@broken
+async def test_nothing_is_received_by_a_decider_that_fails(what: str) -> None:
+    async with hooked(prepared(scripted(receive=BROKEN[what]), timeout=SHORT_S)) as made:
+        client = await made.client()
+        client.subscribe("t")
+        client.publish("t", b"x")
+        assert client.messages() == []
+        assert made.h.dropped == {"not_authorized": 1}
+
+
+@broken
+async def test_no_will_goes_out_by_a_decider_that_fails(what: str) -> None:
+    """Neither at CONNECT nor when it is due."""
+    will = Will("w", b"x", 0, True)
+    plugin = prepared(scripted(publish=BROKEN[what]), timeout=SHORT_S)
+    async with hooked(plugin) as made:
+        assert await made.refused(will=will) == reason_codes.NOT_AUTHORIZED
+    answers = [lambda *_: ALLOW]
+    plugin = prepared(scripted(publish=lambda *a: answers[-1](*a)), timeout=SHORT_S)
+    async with hooked(plugin) as made:
+        client = await made.client(will=will)
+        answers.append(BROKEN[what])
+        client.drop()
+        await made.until(lambda: made.h.events("will_denied"))
+        assert made.broker.retained.count == 0
+
+
+async def test_what_a_chain_itself_gets_wrong_is_a_refusal(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An answer of the right type with nonsense in it: told as a bug, and nobody gets in."""
+    for answer in (Allow(username=7), Deny(code="no"), Allow(expires_in_s="soon")):  # type: ignore[arg-type]
+        async with hooked(prepared(scripted(authenticate=lambda *_, a=answer: a))) as made:
+            assert await made.refused() == reason_codes.UNSPECIFIED_ERROR
+    assert caplog.text.count("bug: a chain of hooks failed") == 3
+
+
+# Who gets in.
+
+
+async def test_the_client_that_hooks_are_shown() -> None:
+    seen: list[Client] = []
+
+    def look(client: Client, credentials: Credentials) -> Decision:
+        seen.append(client)
+        assert (client.username, credentials.username) == ("claimed", "claimed")
+        assert credentials.password == b"secret"
+        assert "secret" not in repr(credentials)
+        return Allow(username="real")
+
+    async with hooked(prepared(scripted(authenticate=look))) as made:
+        fake = await made.client("", 4, username="claimed", password=b"secret")
+        (client,) = seen
+        assert client.client_id == "auto-1"
+        assert client.username == "real"
+        assert (client.version, client.listener, client.transport) == (4, "test", "tcp")
+        assert client.peer == fake.connection.peer
+        assert client.address == "10.0.0.1"
+        assert client.identity is None
+        assert client.certificate is None
+        assert made.broker.sessions["auto-1"].owner == "real"
+        assert made.broker.sessions["auto-1"].guest is client
+
+
+class Everybody(Plugin[PluginConfig]):
+    """Has hooks, but no say in who may connect."""
+
+    def authorize_receive(self, client: Client, topic: str) -> Decision:
+        return ALLOW
+
+
+class Method(Plugin[PluginConfig]):
+    """Serves one method, and nobody without it."""
+
+    auth_methods = ("M",)
+
+    def authenticate_enhanced(
+        self, client: Client, method: str, data: bytes | None, first: bool
+    ) -> Continue | Allow | Deny:
+        if first:
+            return Continue(b"challenge")
+        if data == b"right":
+            return Allow(username="real", data=b"done")
+        return Deny("wrong", code=0 if data == b"zero" else 0x18 if data == b"go on" else 0x87)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "anonymous", "username", "identity", "owner"),
+    [
+        (Everybody, True, None, None, "anonymous"),
+        (Everybody, True, "u", None, "u"),
+        (Everybody, False, "u", None, None),
+        (Everybody, False, None, "cert", "cert"),
+        (Everybody, False, "u", "cert", "cert"),
+        (scripted(authenticate=lambda *_: NOT_MINE), True, None, None, "anonymous"),
+        (scripted(authenticate=lambda *_: NOT_MINE), True, "u", None, None),
+        (scripted(authenticate=lambda *_: NOT_MINE), False, None, None, None),
+        (scripted(authenticate=lambda *_: NOT_MINE), False, "u", "cert", "cert"),
+        (scripted(authenticate=lambda *_: DENY), True, None, "cert", None),
+        (Method, True, None, None, "anonymous"),
+        # A name that only the method could prove isn't had for the asking.
+        (Method, True, "real", None, None),
+        (Method, False, None, None, None),
+    ],
+)
+async def test_where_nobody_has_an_opinion(
+    plugin: type[Plugin[Any]],
+    anonymous: bool,
+    username: str | None,
+    identity: str | None,
+    owner: str | None,
+) -> None:
+    async with hooked(prepared(plugin)) as made:
+        made.h.listener = ListenerInfo("test", "tcp", anonymous)
+        packet = made.h.open(identity=identity)
+        packet.send(connect(username=username))
+        await made.until(lambda: packet.received)
+        answer = packet.expect(Connack)
+        assert (answer.reason == 0) == (owner is not None)
+        if owner is not None:
+            found = made.broker.sessions["c"].owner
+            assert found == (None if owner == "anonymous" else owner)
+
+
+@pytest.mark.parametrize("name", ["\0plugin", "a\0", "\0"])
+async def test_no_authenticator_gives_the_name_of_a_plugin_away(name: str) -> None:
+    """Sessions of clients inside belong to such names."""
+    async with hooked(prepared(scripted(authenticate=lambda *_: Allow(username=name)))) as made:
+        assert await made.refused() == reason_codes.BAD_USER_NAME_OR_PASSWORD
+
+
+async def test_a_refusal_says_why_but_not_by_which_rule() -> None:
+    deny = Deny("too old", reason_codes.BAD_USER_NAME_OR_PASSWORD, rule="passwd:17")
+    async with hooked(prepared(scripted(authenticate=lambda *_: deny))) as made:
+        client = made.say()
+        answer = client.expect(Connack)
+        assert answer.reason == reason_codes.BAD_USER_NAME_OR_PASSWORD
+        text = answer.properties.reason_string or ""
+        assert "too old" in text
+        assert "passwd:17" not in text
+
+
+@pytest.mark.parametrize("seconds", [0, -5.0, 0.001, float("nan")])
+async def test_credentials_that_are_no_good_any_more_end_at_once(seconds: float) -> None:
+    allow = Allow(expires_in_s=seconds)
+    async with hooked(prepared(scripted(authenticate=lambda *_: allow))) as made:
+        client = await made.client()
+        made.h.advance(0.01)
+        assert client.expect(Disconnect).reason == reason_codes.NOT_AUTHORIZED
+
+
+# on_connect.
+
+
+async def connecting(change: Callable[[ConnectRequest], Any], **values: Any) -> tuple[Hooked, int]:
+    class Changes(Plugin[PluginConfig]):
+        def on_connect(self, client: Client, request: ConnectRequest) -> Any:
+            return change(request)
+
+    async with hooked(prepared(Changes)) as made:
+        client = made.say(**values)
+        await made.until(lambda: client.received)
+        return made, client.expect(Connack).reason
+
+
+async def test_a_connect_may_be_changed() -> None:
+    will = Message("other", b"w", 1, True, expires_in_s=5)
+    made, code = await connecting(
+        lambda request: replace(
+            request, client_id="new", username="u", session_expiry_s=77, keep_alive_s=9, will=will
+        )
+    )
+    assert code == 0
+    session = made.broker.sessions["new"]
+    assert (session.owner, session.expiry_interval) == ("u", 77)
+    assert session.will is not None
+    assert (session.will.topic, session.will.payload, session.will.qos) == ("other", b"w", 1)
+    assert session.will.message_expiry == 5
+    client = made.h.clients[next(iter(made.h.clients))]
+    assert client.connection.keep_alive == 9
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"client_id": None},
+        {"client_id": "x" * 70000},
+        {"client_id": "a\0b"},
+        {"client_id": "\ud800"},
+        {"username": 7},
+        {"username": "\0plugin"},
+        {"keep_alive_s": 70000},
+        {"keep_alive_s": "long"},
+        {"session_expiry_s": -1},
+        {"session_expiry_s": 1 << 40},
+        {"will": Message("a/#")},
+        {"will": Message("$SYS/x")},
+        {"will": Message("t", qos=7)},
+        {"will": "t"},
+    ],
+)
+async def test_a_connect_that_no_client_could_have_sent_is_refused(values: Any) -> None:
+    made, code = await connecting(lambda request: replace(request, **values))
+    assert code >= 0x80
+    assert made.broker.sessions == {}
+
+
+async def test_the_will_of_a_connect_is_shown_and_can_be_taken() -> None:
+    seen: list[ConnectRequest] = []
+
+    def change(request: ConnectRequest) -> ConnectRequest:
+        seen.append(request)
+        return replace(request, will=None)
+
+    will = Will("w", b"x", 1, True, 30, 60)
+    made, code = await connecting(change, will=will, expiry=10)
+    assert code == 0
+    assert seen[0].will == Message("w", b"x", 1, True, expires_in_s=60, client_id="c")
+    assert seen[0].session_expiry_s == 10
+    assert made.broker.sessions["c"].will is None
+
+
+# Enhanced authentication.
+
+
+async def test_an_exchange_in_steps_and_again() -> None:
+    """[MQTT-4.12.0-5] the method in every packet, and the data of the last step in CONNACK."""
+    async with hooked(prepared(Method)) as made:
+        method = props(authentication_method="M")
+        client = made.say(properties=method)
+        auth = client.expect(Auth)
+        assert auth.properties is not None
+        assert auth.properties.authentication_data == b"challenge"
+        client.send(Auth(0x18, props(authentication_method="M", authentication_data=b"right")))
+        connack = client.expect(Connack)
+        assert connack.properties.authentication_data == b"done"
+        assert made.broker.sessions["c"].owner == "real"
+        client.send(Auth(0x19, method))
+        assert client.expect(Auth).reason == 0x18
+        client.send(Auth(0x18, props(authentication_method="M", authentication_data=b"right")))
+        assert client.expect(Auth).reason == 0
+
+
+@pytest.mark.parametrize("data", [b"wrong", b"zero", b"go on"])
+@pytest.mark.parametrize("again", [False, True])
+async def test_no_code_of_a_refusal_lets_anybody_in(data: bytes, again: bool) -> None:
+    async with hooked(prepared(Method)) as made:
+        client = made.say(properties=props(authentication_method="M"))
+        client.expect(Auth)
+        if again:
+            right = props(authentication_method="M", authentication_data=b"right")
+            client.send(Auth(0x18, right))
+            client.expect(Connack)
+            client.send(Auth(0x19, props(authentication_method="M")))
+            client.expect(Auth)
+        client.send(Auth(0x18, props(authentication_method="M", authentication_data=data)))
+        last = client.received[0]
+        assert isinstance(last, Connack | Disconnect)
+        assert last.reason >= 0x80
+        assert client.closed
+
+
+# Late answers.
+
+
+class Later:
+    """A decider that waits until it is told."""
+
+    def __init__(self) -> None:
+        self.asked: list[asyncio.Future[Any]] = []
+
+    def __call__(self, *_: object) -> Any:
+        self.asked.append(asyncio.get_running_loop().create_future())
+        return self.asked[-1]
+
+    async def answer(self, made: Hooked, what: Any) -> None:
+        await made.until(lambda: self.asked)
+        self.asked.pop(0).set_result(what)
+        await made.turn()
+
+
+async def test_a_late_answer_is_acted_upon_and_the_shell_told() -> None:
+    later = Later()
+    async with hooked(prepared(scripted(publish=later))) as made:
+        client = await made.client()
+        client.subscribe("#")
+        client.publish("t", b"1", 1)
+        client.publish("t", b"2", 1)
+        before = made.scheduled
+        await later.answer(made, Allow(cache=False))
+        assert made.scheduled > before
+        assert [packet.payload for packet in client.messages()] == [b"1"]
+        await later.answer(made, Deny("no", cache=False))
+        assert client.expect(Puback).reason == reason_codes.NOT_AUTHORIZED
+
+
+async def test_a_verdict_that_was_under_way_while_all_was_forgotten_is_not_remembered() -> None:
+    """It still holds for the message that waited for it."""
+    later = Later()
+    async with hooked(prepared(scripted(publish=later))) as made:
+        client = await made.client()
+        client.subscribe("#")
+        client.publish("t", b"1")
+        await made.until(lambda: later.asked)
+        made.manager.forget_decisions(None)
+        await later.answer(made, ALLOW)
+        assert len(client.messages()) == 1
+        client.publish("t", b"2")
+        await later.answer(made, DENY)
+        assert client.messages() == []
+        client.publish("t", b"3", 1)  # remembered this time
+        assert client.expect(Puback).reason == reason_codes.NOT_AUTHORIZED
+        assert later.asked == []
+
+
+async def test_a_subscription_that_was_under_way_is_looked_at_again() -> None:
+    """It was allowed by decisions that nobody stands by any longer."""
+    later = Later()
+    answers: list[Any] = [later]
+    plugin = prepared(scripted(subscribe=lambda *a: answers[-1](*a)))
+    async with hooked(plugin) as made:
+        client = await made.client()
+        client.send_raw(b"\x82\x07\x00\x01\x00\x00\x01t\x01")
+        await made.until(lambda: later.asked)
+        answers.append(lambda *_: DENY)
+        made.manager.forget_decisions(None)
+        await made.turn()
+        await later.answer(made, ALLOW)
+        assert made.broker.sessions["c"].subscriptions == {}
+
+
+async def test_a_resume_that_was_under_way_is_looked_at_again() -> None:
+    later = Later()
+    answers: list[Any] = [lambda *_: ALLOW]
+    plugin = prepared(scripted(subscribe=lambda *a: answers[-1](*a)))
+    async with hooked(plugin) as made:
+        client = await made.client(expiry=60)
+        client.subscribe("t")
+        client.drop()
+        answers.append(later)
+        again = made.say(expiry=60, clean_start=False)
+        await made.until(lambda: later.asked)
+        answers.append(lambda *_: DENY)
+        made.manager.forget_decisions("c")
+        await later.answer(made, ALLOW)
+        assert again.expect(Connack).session_present
+        assert made.broker.sessions["c"].subscriptions == {}
+
+
+async def test_waiting_makes_no_message_live_longer() -> None:
+    class Waits(Plugin[PluginConfig]):
+        async def on_publish(self, client: Client, message: Message) -> Message:
+            await asyncio.sleep(0.02)
+            return message.replace(payload=b"changed")
+
+    async with hooked(prepared(Waits)) as made:
+        client = await made.client()
+        began = made.h.now
+        client.publish("t", b"x", 1, retain=True, message_expiry=100)
+        await made.until(lambda: made.broker.retained.count)
+        (message,) = made.broker.retained.cursor("t").take(10)
+        assert message.payload == b"changed"
+        assert abs(message.expires_at - (began + 100)) < 0.015
+
+
+async def test_a_bug_after_a_late_answer_ends_its_connection_only(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with hooked(prepared(scripted())) as made:
+        victim, other = await made.client("victim"), await made.client("other")
+
+        async def rule(*_: object) -> Any:
+            await asyncio.sleep(0)
+            return "no ruling"
+
+        monkeypatch.setattr(made.manager, "_rule", rule)
+        victim.publish("t", b"x", 1)
+        await made.until(lambda: victim.closed)
+        assert victim.expect(Disconnect).reason == reason_codes.UNSPECIFIED_ERROR
+        assert victim.closed
+        assert "bug: exception out of the core after a late answer" in caplog.text
+        assert not other.closed
+
+
+# Forgetting.
+
+
+async def test_what_is_denied_now_is_taken_from_who_is_connected() -> None:
+    denied: set[str] = set()
+
+    def decide(client: Client, name: str) -> Decision:
+        return DENY if name in denied else ALLOW
+
+    async with hooked(prepared(scripted(subscribe=decide))) as made:
+        one, two = await made.client("one"), await made.client("two")
+        away = await made.client("away", expiry=60)
+        for client in (one, two, away):
+            client.subscribe("a")
+            client.subscribe("b")
+        away.drop()
+        denied.add("a")
+        made.manager.forget_decisions("one")
+        await made.turn()
+        found = {name: sorted(s.subscriptions) for name, s in made.broker.sessions.items()}
+        assert found == {"one": ["b"], "two": ["a", "b"], "away": ["a", "b"]}
+        made.manager.forget_decisions(None)
+        await made.turn()
+        found = {name: sorted(s.subscriptions) for name, s in made.broker.sessions.items()}
+        assert found == {"one": ["b"], "two": ["b"], "away": ["a", "b"]}
+        await made.client("away", expiry=60, clean_start=False)
+        assert sorted(made.broker.sessions["away"].subscriptions) == ["b"]
+        assert len(made.h.events("unsubscribed")) == 2
+
+
+async def test_a_session_of_somebody_else_is_not_looked_into() -> None:
+    asked: list[str] = []
+
+    def decide(client: Client, name: str) -> Decision:
+        asked.append(name)
+        return DENY
+
+    plugin = scripted(
+        authenticate=lambda client, credentials: Allow(username=client.username),
+        subscribe=lambda *_: ALLOW,
+    )
+    async with hooked(prepared(plugin)) as made:
+        owner = await made.client(username="alice", expiry=60)
+        owner.subscribe("t")
+        owner.drop()
+        plugin.subscribe_ = staticmethod(decide)
+        assert await made.refused(username="mallory", clean_start=False) == 0x87
+        assert asked == []
+        assert list(made.broker.sessions["c"].subscriptions) == ["t"]
+
+
+# Wills.
+
+DELAY_S = 5
+
+
+async def test_a_will_is_decided_upon_when_it_is_due_and_may_be_changed() -> None:
+    class Renames(Plugin[PluginConfig]):
+        def on_publish(self, client: Client, message: Message) -> Message | Drop:
+            assert client.username == "u"
+            if message.topic == "taken":
+                return Drop()
+            return message.replace(topic=client.username + "/" + message.topic)
+
+    async with hooked(prepared(Renames)) as made:
+        reader = await made.client("r", username="u")
+        reader.subscribe("#")
+        for topic in ("w", "taken"):
+            client = await made.client(username="u", will=Will(topic, b"x", 0, False))
+            client.drop()
+            await made.turn()
+        assert [packet.topic for packet in reader.messages()] == ["u/w"]
+
+
+async def test_a_will_of_an_earlier_process_is_asked_about_by_its_owner() -> None:
+    seen: list[tuple[str, str | None]] = []
+
+    def decide(client: Client, topic: str) -> Decision:
+        seen.append((client.client_id, client.username))
+        return ALLOW
+
+    async with hooked(prepared(scripted(publish=decide))) as made:
+        client = await made.client(username="u", expiry=60, will=Will("w", b"x", 0, True, DELAY_S))
+        client.drop()
+        seen.clear()
+        session = made.broker.sessions["c"]
+        session.guest = None  # as after a restart
+        made.h.advance(DELAY_S + 1.0)
+        assert seen == [("c", "u")]
+        assert made.broker.retained.count == 1
+
+
+async def test_no_plugin_makes_a_will_of_a_reserved_topic() -> None:
+    class Renames(Plugin[PluginConfig]):
+        def on_publish(self, client: Client, message: Message) -> Message:
+            return message.replace(topic="$SYS/broker/uptime")
+
+    async with hooked(prepared(Renames)) as made:
+        client = await made.client(will=Will("w", b"x", 0, True))
+        client.drop()
+        await made.turn()
+        assert made.broker.retained.count == 0
+
+
+# Life.
+
+
+class Tells(Plugin[PluginConfig]):
+    told: ClassVar[list[str]] = []
+
+    async def start(self) -> None:
+        self.told.append(f"start {self.broker.name}")
+
+    async def stop(self) -> None:
+        self.told.append(f"stop {self.broker.name}")
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    Tells.told.clear()
+
+
+async def test_plugins_start_in_order_and_stop_the_other_way_round() -> None:
+    async with hooked(prepared(Tells, "a"), prepared(Tells, "b")) as made:
+        assert made.manager.plugin("b") is not None
+        assert made.manager.plugin("nobody") is None
+    assert Tells.told == ["start a", "start b", "stop b", "stop a"]
+
+
+class Fails(Tells):
+    how: ClassVar[BaseException] = RuntimeError("no database")
+
+    async def start(self) -> None:
+        raise self.how
+
+
+class FailsToBeMade(Tells):
+    def __init__(self, config: PluginConfig, broker: BrokerServices) -> None:
+        raise RuntimeError("no database")
+
+
+class WatchesNonsense(Tells):
+    watches = frozenset({"connected", "everything"})
+
+    def observe(self, events: Any) -> None:
+        raise AssertionError
+
+
+class CancelsItself(Fails):
+    how = asyncio.CancelledError("pool closed")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "text"),
+    [
+        (Fails, "plugin bad: no database"),
+        (FailsToBeMade, "plugin bad: no database"),
+        (WatchesNonsense, "there is no kind of event everything"),
+        (CancelsItself, "plugin bad: pool closed"),
+    ],
+)
+async def test_a_start_that_fails_leaves_nothing_behind(
+    plugin: type[Plugin[Any]], text: str
+) -> None:
+    tasks = asyncio.all_tasks()
+    users = WATCH._users
+    with pytest.raises(PluginError, match=text):
+        async with hooked(prepared(Tells, "good"), prepared(plugin, "bad")):
+            raise AssertionError("started")
+    assert WATCH._users == users
+    assert asyncio.all_tasks() == tasks
+    assert Tells.told.count("start good") == Tells.told.count("stop good")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), asyncio.CancelledError("x")])
+async def test_a_plugin_that_fails_to_stop_keeps_nobody_from_it(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stuck(Tells):
+        async def stop(self) -> None:
+            raise error
+
+    async with hooked(prepared(Tells, "first"), prepared(Stuck, "stuck")):
+        pass
+    assert Tells.told == ["start first", "start stuck", "stop first"]
+    assert "plugin stuck failed to stop" in caplog.text
+
+
+async def test_stopping_waits_for_answers_that_are_under_way() -> None:
+    """The will of a client that was sent away is decided upon before the end."""
+
+    async def decide(client: Client, topic: str) -> Decision:
+        await asyncio.sleep(0.01)
+        return ALLOW
+
+    async with hooked(prepared(scripted(publish=decide))) as made:
+        client = await made.client(will=Will("w", b"x", 0, True))
+        client.drop()
+        await made.manager.stop()
+        assert made.broker.retained.count == 1
+
+
+async def test_stopping_ends_hooks_that_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mqttd.hooks.manager.GRACE_S", SHORT_S)
+    tasks = asyncio.all_tasks()
+    async with hooked(prepared(scripted(authenticate=hanging))) as made:
+        client = made.say()
+        await made.turn()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == tasks
+    client.expect_nothing()
+    assert made.broker.sessions == {}
+
+
+async def test_a_manager_can_be_made_anew_on_the_same_core() -> None:
+    async with hooked(prepared(scripted(authenticate=lambda *_: DENY))) as made:
+        assert await made.refused() == 0x87
+        second = HookManager(made.broker, [prepared(Tells, "a")], made.schedule)
+        await second.start()
+        await second.stop()
+    assert Tells.told == ["start a", "stop a"]
+
+
+async def test_who_may_publish_can_be_asked() -> None:
+    def decide(client: Client, topic: str) -> Decision:
+        return ALLOW if topic == "yes" else NOT_MINE
+
+    async with hooked(prepared(scripted(publish=decide), "p")) as made:
+        services = made.manager.services["p"]
+        assert await services.may_publish(Client("c"), "yes") == ALLOW
+        assert isinstance(await services.may_publish(Client("c"), "no", 1, True), Deny)
+
+
+@pytest.fixture(autouse=True)
+def _log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "mqttd.plugins")
