@@ -1,0 +1,100 @@
+"""Several processes that share a run: slices that need nobody else, and one exact result."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from device_sim.load import elsewhere, parse
+from device_sim.process import environment
+from device_sim.result import Result, merge
+from device_sim.run import Run
+from device_sim.run_result import run_result
+from tests.device_sim.test_brokers import mqttd
+from tests.device_sim.test_run import broker, port_of
+from tests.net.kit import PATIENCE
+
+TEXT = """
+scenario: slices
+drain: 10s
+groups:
+  - name: device
+    count: 7
+    will: {topic: "gone/{id}", qos: 1}
+    publish: [{topic: "x/{id}", qos: 1, rate: 100, count: 10}]
+    respond: [{filter: "ask/{id}", qos: 1, fields: {ok: true}}]
+  - {name: reader, id: the-reader, subscribe: [{filters: ["x/#", "gone/#"], qos: 1}]}
+  - name: sharing
+    count: 2
+    subscribe: [{filters: ["x/#"], qos: 1, share: crew}]
+  - name: asking
+    count: 2
+    request:
+      - topic: "ask/{target}"
+        targets: device
+        response: "told/{id}"
+        qos: 1
+        every: 10ms
+        count: 5
+stages:
+  - {name: connect, actions: [connect: {}]}
+  - {name: go, actions: [publish: {count: 10}]}
+"""
+
+
+async def test_slices_are_disjoint_and_their_results_add_up() -> None:
+    results: list[Result] = []
+    async with broker() as app:
+        wanted = elsewhere(parse(TEXT), "127.0.0.1", port_of(app))
+        runs = [Run(wanted, lambda sample: None, place=place, slices=3) for place in range(3)]
+        await asyncio.gather(*(run.run() for run in runs))
+        for run in runs:
+            results.append(run_result(run, "slices", 1.0, False, []))
+    merged = merge(results)
+    assert merged.judge([]) == 0, merged.verdict
+    names = [device.client.client_id for run in runs for device in run.everybody]
+    assert len(set(names)) == len(names)
+    groups = [[len(devices) for devices in run.fleet.devices.values()] for run in runs]
+    # A group that is too small for all slices has one device in each.
+    assert groups == [[3, 1, 1, 1], [2, 1, 1, 1], [2, 1, 1, 1]]
+    qos1 = merged.totals["qos1"]
+    assert qos1["received"] == qos1["sent"] == 7 * 10 * 2 + 2 * 3 * 5
+    assert merged.histograms["from_sent"].count == sum(
+        result.histograms["from_sent"].count for result in results
+    )
+    assert merged.histograms["round_trip"].count == 3 * 5
+    assert merged.scenario.workers == 3
+
+
+@pytest.mark.parametrize("how", ["interrupt", "worker dies"])
+def test_a_run_that_is_cut_short_tells_what_was_seen(how: str, tmp_path: Path) -> None:
+    file = tmp_path / "long.yaml"
+    file.write_text(TEXT.replace("{count: 10}", "{duration: 10m}").replace("count: 10}]", "}]"))
+    with mqttd(tmp_path, None) as port:
+        command = ["run", str(file), "-p", str(port), "--workers", "2", "--json"]
+        with subprocess.Popen(
+            [sys.executable, "-m", "device_sim", *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            while " go " not in process.stderr.readline():
+                assert process.poll() is None
+            if how == "interrupt":
+                process.send_signal(signal.SIGINT)
+            else:
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+                subprocess.run(["kill", "-9", children.split()[1]], check=True, timeout=PATIENCE)
+            result = json.loads(process.stdout.read())
+    assert process.returncode == 3
+    expected = "interrupted" if how == "interrupt" else "worker 1 ended with code -9"
+    assert result["verdict"]["broken_off"] == expected
+    assert result["scenario"]["workers"] == (2 if how == "interrupt" else 1)
+    assert result["totals"]["qos1"]["received"] == result["totals"]["qos1"]["sent"] > 0
