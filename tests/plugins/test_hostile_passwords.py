@@ -119,6 +119,18 @@ async def test_nanomq_2333_a_wrong_password_leaves_the_session_alone(tmp_path: P
             assert again.session_present
 
 
+async def test_who_is_taken_out_of_the_file_is_disconnected(tmp_path: Path) -> None:
+    plugin = on_file(tmp_path, f"alice:{cheap('secret')}", f"bob:{cheap('sesame')}")
+    plugin["config"]["poll"] = 0.1
+    async with broker(plugin) as port, await Wire.open(port) as alice, await Wire.open(port) as bob:
+        await connect(alice, "alice", "secret", "a")
+        await connect(bob, "bob", "sesame", "b")
+        on_file(tmp_path, f"bob:{cheap('sesame')}")
+        assert (await alice.receive(Disconnect)).reason == 0x87
+        assert await code(port, "alice", "secret") != 0
+        await bob.subscribe("still/here")
+
+
 async def test_cve_2026_33216_passwords_are_in_no_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
