@@ -11,9 +11,12 @@ Layers, each importing only those before it:
     naming chance expression encodings          pure: names, chance, formulas, bytes
     arrival values forecast                     pure: when, what and how much
     check load save                             a scenario's file: read, checked, written
-    link connect flood                          the run: asyncio, sockets, the clock
+    tracks oracles feed                         pure: who is owed what; a device's messages
+    link connect flood                          a flood: asyncio, sockets, the clock
+    proxy process control                       a bad network, a broker of the run's own
+    device dialogue fleet acts run workers      a scenario: devices, stages, several processes
     limits thresholds report progress           the machine's limits; words, tables, JSON
-    cli                                         arguments to settings, verdict to exit code
+    running cli                                 arguments to settings, verdict to exit code
 
 Of the broker it uses the wire codec alone (`mqttd.core` spec, errors, wire, properties, packets,
 encode, decode), never its logic: a simulator that shared the broker's mistakes could not see them.
