@@ -115,6 +115,10 @@ def prepare(config: Config) -> list[Prepared]:
                 at_key = details["type"] == "extra_forbidden"
                 problems.append(config.problem(loc, said, expected, hint, at_key))
             continue
+        except Exception as error:  # out of a validator of the plugin's
+            said = f"{type(error).__name__}: {error}"
+            problems.append(config.problem((*at, "config"), said))
+            continue
         found.append(Prepared(name, made_by, inner, entry))
     if problems:
         raise ConfigError(sorted(problems, key=lambda problem: (problem.line, problem.column)))
