@@ -31,7 +31,12 @@ def bucket_of(value: int) -> int:
         return value if value > 0 else 0
     if value > MAX_VALUE:
         return BUCKETS - 1
-    shift = value.bit_length() - SUB_BITS - 1
+    shift = 0
+    # As bit_length() - SUB_BITS - 1, which is a call for the compiler.
+    rest = value >> SUB_BITS + 1
+    while rest:
+        rest >>= 1
+        shift += 1
     return (shift << SUB_BITS) + (value >> shift)
 
 
