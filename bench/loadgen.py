@@ -64,15 +64,18 @@ def packet(first: int, body: bytes) -> bytes:
     return bytes([first]) + varint(len(body)) + body
 
 
-def connect_packet(client_id: str, version: int, clean: bool = True) -> bytes:
+def connect_packet(client_id: str, version: int, clean: bool = True, user: str = "") -> bytes:
     # No keep alive; MQTT 5 also sets Receive Maximum 65535 like a 3.1.1 client has it, and an hour
     # for a session that is to be kept.
     properties = b""
     if version == 5:
         properties = b"\x21\xff\xff" if clean else b"\x11\x00\x00\x0e\x10\x21\xff\xff"
         properties = varint(len(properties)) + properties
-    head = text("MQTT") + bytes([version, 2 if clean else 0, 0, 0])
-    return packet(0x10, head + properties + text(client_id))
+    flags = (2 if clean else 0) | (0xC0 if user else 0)
+    head = text("MQTT") + bytes([version, flags, 0, 0])
+    # The password of a user is its name.
+    credentials = text(user) * 2 if user else b""
+    return packet(0x10, head + properties + text(client_id) + credentials)
 
 
 def subscribe_packet(packet_id: int, filters: list[str], qos: int, version: int) -> bytes:
@@ -271,6 +274,7 @@ class Plan:
         # A sleeping generator has to be woken by the broker's writes, at the broker's expense.
         self.spin = True
         self.properties = b"\x00" if version == 5 else b""
+        self.user = ""  # whom every connection says it is
 
     def set_user_properties(self, count: int) -> None:
         raw = b"".join([user_property("unit", "celsius") for _ in range(count)])
@@ -311,7 +315,7 @@ class Engine:
         conn = Conn(sock)
         self.conns[conn.fd] = conn
         self.epoll.register(conn.fd, READABLE)
-        self.send(conn, connect_packet(client_id, self.plan.version, clean))
+        self.send(conn, connect_packet(client_id, self.plan.version, clean, self.plan.user))
         return conn
 
     def leave(self, conn: Conn) -> None:

@@ -64,6 +64,7 @@ def wire_up(engine: Engine, mode: str, publishers: int, subscribers: int) -> Non
 
 def throughput(spec: Spec) -> Figures:
     plan = Plan(spec["version"], spec["qos"], spec["window"], spec["size"])
+    plan.user = spec.get("user", "")
     plan.spin = spec["spin"]
     if spec["user_properties"]:
         plan.set_user_properties(spec["user_properties"])
@@ -296,7 +297,9 @@ def match_cost(spec: Spec, topics: int) -> Figures:
 
 
 def probe(spec: Spec) -> Figures:
-    engine = engine_for(spec, Plan(spec["version"], 0, 1, 64))
+    plan = Plan(spec["version"], 0, 1, 64)
+    plan.user = spec.get("user", "")
+    engine = engine_for(spec, plan)
     engine.wait([engine.open("probe")], CONNECTED, 2.0)
     engine.close()
     return {}
