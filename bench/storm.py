@@ -27,15 +27,15 @@ import os
 import random
 import resource
 import struct
+import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
-
-from mqttd_plugins import _hashes
 
 from bench import build, peers, report
 from mqttd.core.encode import encode_packet
@@ -45,7 +45,7 @@ from mqttd.core.properties import Properties
 LOCAL: Final = "127.0.0.1"
 PASSWORD: Final = "a password like any other"
 SETTINGS: Final = ("default", "patient")
-HASHES: Final = (*_hashes.WRITABLE, "none")
+HASHES: Final = ("argon2id", "sha512-pbkdf2", "none")
 _PATIENCE_S: Final = 300
 _FIRST_DELAY_S: Final = 1.0
 _LONGEST_DELAY_S: Final = 30.0
@@ -196,6 +196,8 @@ async def storm(port: int, clients: int, users: bool, seconds: float) -> dict[st
 
 def peer_of(package: Path, options: argparse.Namespace, setting: str) -> peers.Peer:
     users = options.hash != "none"
+    path = [str(package), str(build.ROOT / "plugins")]  # the second for a tree that isn't installed
+    env = {"PYTHONPATH": os.pathsep.join(path)}
     plugins: list[dict[str, object]] = []
     files: dict[str, str] = {}
     tree: dict[str, object] = {
@@ -216,15 +218,31 @@ def peer_of(package: Path, options: argparse.Namespace, setting: str) -> peers.P
             tree["limits"] = {"connect_timeout": _PATIENCE_S + 20}
         plugins.append(entry)
         # One hash for all: what it costs to check it is the same for each user.
-        text = _hashes.make(PASSWORD.encode(), options.hash)
+        text = hash_of(options.hash, env)
         names = [f"user{n}" for n in range(options.clients)]
         names += [f"flow{n}" for n in range(options.pairs)]
         files["passwd"] = "".join(f"{name}:{text}\n" for name in names)
     tree["plugins"] = plugins
     files["mqttd.yaml"] = json.dumps(tree)  # JSON is YAML
     peer = peers.mqttd(lambda text: print(text, file=sys.stderr), package)
-    path = os.pathsep.join([str(build.ROOT / "plugins"), str(package)])
-    return replace(peer, files=files, env={**peer.env, "PYTHONPATH": path})
+    return replace(peer, files=files, env=env)
+
+
+def hash_of(kind: str, env: dict[str, str]) -> str:
+    """What `mqttd passwd` writes down for the password."""
+    command = [sys.executable, "-m", "mqttd", "passwd", "-H", kind, "-c", "-b"]
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "passwd")
+        done = subprocess.run(
+            [*command, str(file), "user", PASSWORD],
+            env={**os.environ, **env},
+            cwd=directory,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise peers.PeerError(f"mqttd passwd: {done.stderr.strip()}")
+        return file.read_text().strip().partition(":")[2]
 
 
 async def measure(address: peers.Address, options: argparse.Namespace) -> dict[str, Any]:
@@ -303,7 +321,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--pairs", type=int, default=10, help="flows that run meanwhile")
     p.add_argument("--rate", type=float, default=50.0, help="messages a second of each flow")
     p.add_argument("--seconds", type=float, default=5.0, help="of the flows before the storm")
-    p.add_argument("--hash", choices=HASHES, default=_hashes.ARGON2ID, help="none: no passwords")
+    p.add_argument("--hash", choices=HASHES, default=HASHES[0], help="none: no passwords")
     p.add_argument("--parallel", type=int, help="hashes at a time (default: the plugin's own)")
     p.add_argument("--settings", default=",".join(SETTINGS), help="default, patient or both")
     p.add_argument("--limit", type=float, default=50.0, help="milliseconds that p99 may have")
