@@ -63,6 +63,7 @@ class Run:
         self.run_id = int.from_bytes(os.urandom(4), "big")
         self.started = datetime.now(UTC).astimezone()
         self.control = control or Control(scenario.broker)
+        self.address = (scenario.broker.host, scenario.broker.known_port)
         self.place = place
         self.slices = slices
         self.begun = begun or 0.0
@@ -148,7 +149,7 @@ class Run:
 
     async def _address(self) -> None:
         """Have a broker, and proxies for those groups whose network is going to be bad."""
-        host, port = await self.control.start()
+        host, port = self.address = await self.control.start()
         for group in self.fleet.groups:
             self.around.addresses[group.name] = host, port
         for stage in self.scenario.stages:

@@ -82,5 +82,5 @@ def remarks(run: Run) -> list[str]:
 def _headline(run: Run) -> str:
     scenario = run.scenario
     groups = ", ".join(f"{group.count} {group.name}" for group in scenario.groups)
-    host, port = next(iter(run.around.addresses.values()), (scenario.broker.host, 0))
+    host, port = run.address
     return f"{scenario.scenario}  {host}:{port}  {groups}  seed {scenario.seed}"
