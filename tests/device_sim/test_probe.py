@@ -101,13 +101,14 @@ def test_mosquitto(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_broker_that_can_little() -> None:
-    """The liar retains nothing, keeps no session, knows no alias, and never publishes a will."""
+    """The liar retains nothing, keeps no session, knows no alias, and swallows this will."""
     announced = Properties()
     announced.maximum_packet_size = 5000
     announced.shared_subscription_available = 0
     announced.server_keep_alive = 9
     lies = Lies()
     lies.connack_properties = announced
+    lies.drop_will = {0}
     with Liar(lies) as port:
         found = look(port, timeout_s=1.0)
     assert found["announced: maximum packet size"].answer == "5000"
