@@ -21,6 +21,7 @@ from mqttd.hooks.plugin import Plugin
 from mqttd.show import table
 
 GROUP: Final = "mqttd.commands"
+_WORDS: Final = {"object": "mapping", "string": "text", "integer": "number"}
 OWN: Final = {"acl": "mqttd_plugins.acl_check", "passwd": "mqttd_plugins.passwd"}
 
 
@@ -129,10 +130,10 @@ def _type(field: dict[str, Any], known: dict[str, Any]) -> str:
         elif one.get("type") == "array":
             names.append(f"list of {_type(one.get('items', {}), known)}")
         else:
-            kind = one.get("type", "any")
-            names.append(" | ".join(kind) if isinstance(kind, list) else str(kind))
-    words = {"object": "mapping", "string": "text", "integer": "number", "any": "anything"}
-    return " | ".join(dict.fromkeys(words.get(name, name) for name in names)) or "anything"
+            kind = one.get("type", "anything")
+            kinds = kind if isinstance(kind, list) else [kind]
+            names += [_WORDS.get(word, word) for word in kinds]
+    return " | ".join(dict.fromkeys(names)) or "anything"
 
 
 def _inner(field: dict[str, Any], known: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
