@@ -132,7 +132,7 @@ def _type(field: dict[str, Any], known: dict[str, Any]) -> str:
         else:
             kind = one.get("type", "anything")
             kinds = kind if isinstance(kind, list) else [kind]
-            names += [_WORDS.get(word, word) for word in kinds]
+            names += [_WORDS.get(str(word), str(word)) for word in kinds]
     return " | ".join(dict.fromkeys(names)) or "anything"
 
 
