@@ -1,11 +1,15 @@
-"""For the tests of plugins: a stand-in for the broker, driven by hand.
+"""For the tests of plugins: a stand-in for the broker, driven by hand, and a real broker.
 
 `StandIn` is a `BrokerServices` that keeps everything in memory and has a clock of its own: a test
 makes the plugin with it, calls hooks as the broker would, moves the clock, and looks at what the
-plugin published, kicked, wrote and counted. A test of the plugin inside a real broker is
-`mqttd.Broker` with the plugin in its configuration.
+plugin published, kicked, wrote and counted. `StandInClient` is a client inside of it, to which the
+test hands messages. Nothing there needs a socket, and nothing sleeps.
 
-Must not know: sockets, the core. Nothing here is used by a broker that runs.
+`running` is a whole broker with the plugin in it, on a free port of loopback, for what only shows
+there: the order of plugins, what other clients see, time limits. How the hooks are called is then
+the broker's own code.
+
+Must not know: the core. Nothing here is used by a broker that runs.
 """
 
 from __future__ import annotations
@@ -13,8 +17,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar, cast
 
 from mqttd.api import (
     ALLOW,
@@ -26,17 +32,23 @@ from mqttd.api import (
     Message,
     Plugin,
     PluginConfig,
+    ProtocolError,
+    Received,
     SessionInfo,
     Table,
     Timer,
     matches,
     reason_codes,
+    validate_topic_filter,
     validate_topic_name,
 )
+from mqttd.app import App
+from mqttd.config import parse_config
 
-__all__ = ["StandIn", "settled"]
+__all__ = ["Running", "StandIn", "StandInClient", "running", "settled"]
 
 ResultT = TypeVar("ResultT")
+PluginT = TypeVar("PluginT", bound=Plugin[Any])
 
 
 async def settled(answer: Any) -> Any:
@@ -95,6 +107,100 @@ def _done() -> Awaitable[None]:
     return _Nothing()
 
 
+class StandInClient(InternalClient):
+    """A client inside a `StandIn`. `arrive` is the broker's part; the rest is the plugin's."""
+
+    def __init__(self, broker: StandIn, client_id: str, receive_maximum: int, lasts: bool) -> None:
+        self.client_id = client_id
+        self.receive_maximum = receive_maximum
+        self.lasts = lasts  # the session outlives the client
+        self.filters: dict[str, int] = {}  # to the QoS that was granted
+        self.settled: list[tuple[Message, int]] = []  # what was acknowledged, and how
+        self.open = True
+        self._broker = broker
+        self._waiting: deque[Message] = deque()
+        self._unsettled: list[Message] = []
+        self._mailbox: asyncio.Queue[Received | None] = asyncio.Queue()
+
+    def arrive(self, message: Message) -> None:
+        """A message matched. Above QoS 0 it is in flight until acknowledged, or queued."""
+        if message.qos == 0:
+            if self.open:
+                self._mailbox.put_nowait(Received(message, False, lambda reason: None))
+            return
+        self._waiting.append(message)
+        self._pump()
+
+    def _pump(self) -> None:
+        while self.open and self._waiting and len(self._unsettled) < self.receive_maximum:
+            message = self._waiting.popleft()
+            self._unsettled.append(message)
+            self._hand_over(message, False)
+
+    def _hand_over(self, message: Message, duplicate: bool) -> None:
+        def acknowledge(reason: int) -> None:
+            place = next((n for n, one in enumerate(self._unsettled) if one is message), -1)
+            if self._mailbox is mailbox and place >= 0:
+                del self._unsettled[place]
+                self.settled.append((message, reason))
+                self._pump()
+
+        mailbox = self._mailbox
+        mailbox.put_nowait(Received(message, duplicate, acknowledge))
+
+    def resume(self) -> None:
+        """The session is taken up again: what wasn't acknowledged comes first, as duplicates."""
+        self.open = True
+        self._mailbox = asyncio.Queue()
+        for message in self._unsettled:
+            self._hand_over(message, True)
+        self._pump()
+
+    async def subscribe(
+        self,
+        topic_filter: str,
+        qos: int = 1,
+        *,
+        no_local: bool = True,
+        retain_as_published: bool = True,
+        retain_handling: int = 1,
+    ) -> None:
+        try:
+            validate_topic_filter(topic_filter)
+        except ProtocolError as error:
+            raise ValueError(f"can't subscribe to {topic_filter!r}: {error}") from error
+        self.filters[topic_filter] = min(qos, 1)
+
+    async def unsubscribe(self, topic_filter: str) -> None:
+        self.filters.pop(topic_filter, None)
+
+    @property
+    def subscriptions(self) -> list[str]:
+        return list(self.filters)
+
+    async def __aiter__(self) -> AsyncIterator[Received]:
+        while (received := await self._mailbox.get()) is not None:
+            yield received
+
+    async def publish(self, message: Message) -> int:
+        return await self._broker.publish(message)
+
+    @property
+    def queued(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._unsettled)
+
+    def close(self) -> None:
+        if self.open:
+            self.open = False
+            self._mailbox.put_nowait(None)
+            if not self.lasts:
+                del self._broker.clients[self.client_id]
+
+
 class StandIn(BrokerServices):
     """The services of a broker, without one. `advance` moves the clock; the rest is for asserts."""
 
@@ -113,6 +219,7 @@ class StandIn(BrokerServices):
         self.gauges: dict[str, float] = {}
         self.audited: list[tuple[str, dict[str, object]]] = []
         self.tables: dict[str, _Rows] = {}
+        self.clients: dict[str, StandInClient] = {}
         self.works: list[_Work] = []
         self._calls: list[_Call] = []
         self._order = 0
@@ -137,16 +244,29 @@ class StandIn(BrokerServices):
         return self.clock
 
     async def publish(self, message: Message) -> int:
-        validate_topic_name(message.topic)
+        try:
+            validate_topic_name(message.topic)
+        except ProtocolError as error:
+            raise ValueError(f"not a message: {error}") from error
         self.published.append(message)
-        if message.retain:
+        if message.retain and message.payload:
             self.retains[message.topic] = message
+        elif message.retain:
+            self.retains.pop(message.topic, None)
         return 1
 
     async def client(
         self, client_id: str, *, receive_maximum: int = 256, session_expiry_s: int = 0xFFFFFFFF
     ) -> InternalClient:
-        raise RuntimeError("an internal client needs a real broker: see mqttd.Broker")
+        client = self.clients.get(client_id)
+        if client is not None and client.open:
+            raise ValueError(f"no client {client_id!r}: the client id is in use")
+        if client is not None and session_expiry_s:
+            client.resume()
+            return client
+        client = StandInClient(self, client_id, receive_maximum, session_expiry_s > 0)
+        self.clients[client_id] = client
+        return client
 
     async def retained(self, topic_filter: str) -> AsyncIterator[Message]:
         for topic, message in list(self.retains.items()):
@@ -200,3 +320,46 @@ class StandIn(BrokerServices):
 
     def audit(self, kind: str, **fields: object) -> None:
         self.audited.append((kind, fields))
+
+
+class Running(Generic[PluginT]):
+    """A broker that runs, and the plugin in it."""
+
+    def __init__(self, port: int, plugin: PluginT) -> None:
+        self.port = port  # of its first listener, on 127.0.0.1
+        self.plugin = plugin  # the instance that the broker has made and started
+
+
+@asynccontextmanager
+async def running(
+    made_by: type[PluginT],
+    config: Mapping[str, object] | None = None,
+    *,
+    entry: Mapping[str, object] | None = None,
+    broker: Mapping[str, object] | None = None,
+) -> AsyncIterator[Running[PluginT]]:
+    """A broker with a plugin, started and stopped around the block; nothing of it is kept.
+
+    `made_by` is a class of a module, at its top. `config` is its configuration as it would stand in
+    the file, `entry` what stands beside it (timeout, on_failure, …), `broker` the rest of the
+    broker's configuration; the plugin comes behind those in there. Without listeners there is one,
+    on a free port. ConfigError and PluginError as from the broker itself.
+    """
+    if made_by.__qualname__ != made_by.__name__:
+        raise ValueError(f"{made_by.__qualname__} has to stand at the top of its module")
+    tree: dict[str, Any] = {
+        "listeners": [{"name": "tcp", "bind": "127.0.0.1:0"}],
+        "storage": {"path": ":memory:"},
+        **(broker or {}),
+    }
+    use = f"{made_by.__module__}:{made_by.__name__}"
+    own = {"use": use, "name": "tested", "config": dict(config or {}), **(entry or {})}
+    tree["plugins"] = [*tree.get("plugins", []), own]
+    app = App(parse_config(tree))
+    await app.start()
+    try:
+        assert app.hooks is not None
+        plugin = cast(PluginT, app.hooks.plugin(str(own["name"])))
+        yield Running(app.listeners[0].port, plugin)
+    finally:
+        await app.stop(0.05)

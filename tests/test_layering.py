@@ -53,7 +53,7 @@ ALONE = {
         *("mqttd.core", "mqttd.scalars", "mqttd.config"),
         *("mqttd.hooks.values", "mqttd.hooks.plugin", "mqttd.hooks.loader"),
     ),
-    "mqttd.testing": ("mqttd.api",),
+    "mqttd.testing": ("mqttd.api", "mqttd.app", "mqttd.config"),
     # The operator's side of the broker ...
     "mqttd.audit": ("mqttd.core", "mqttd.log"),
     "mqttd.explain": ("mqttd.core", "mqttd.hooks.manager", "mqttd.hooks.values"),
