@@ -15,7 +15,9 @@ Layers, each importing only those before it:
     link connect flood                          a flood: asyncio, sockets, the clock
     proxy process control                       a bad network, a broker of the run's own
     device dialogue fleet acts run workers      a scenario: devices, stages, several processes
-    limits thresholds report progress           the machine's limits; words, tables, JSON
+    limits thresholds result progress           the machine's limits; the document of a run
+    report plot html export outputs compare     what is made of it: text, HTML, CSV, JUnit XML
+    inquiry probe                               what a broker supports
     running cli                                 arguments to settings, verdict to exit code
 
 Of the broker it uses the wire codec alone (`mqttd.core` spec, errors, wire, properties, packets,

@@ -53,6 +53,12 @@ LOOP_FREE_FILES = (
     "test_scenario_docs.py",
     "test_scenario_errors.py",
     "test_values.py",
+    "test_compare.py",
+    "test_export.py",
+    "test_html.py",
+    "test_oracles.py",
+    "test_result.py",
+    "test_verdict_page.py",
     # net without its sockets
     "test_identity.py",
     "test_proxy.py",
