@@ -13,6 +13,9 @@ file `./mine.py`, and gets what stands under `config` there as its own, validate
         def authorize_publish(self, client: Client, topic: str, qos: int, retain: bool) -> Decision:
             return Allow() if topic.startswith(self.config.prefix) else NOT_MINE
 
+A plugin that is a client of another broker finds the codec here: `Framer` cuts a stream into whole
+packets, `decode_packet` and `encode_packet` read and write the classes in `packets`.
+
 Owns: no code, only which names last. What is not listed here may change in any version. The broker
 inside a process is `mqttd.Broker`; a broker around a plugin's tests is `mqttd.testing`.
 
@@ -22,8 +25,13 @@ Must not know: how hooks are called, who implements the services.
 from __future__ import annotations
 
 from mqttd.config import ConfigError
+from mqttd.core import packets
 from mqttd.core import spec as reason_codes
+from mqttd.core.decode import decode_packet
+from mqttd.core.encode import encode_packet
 from mqttd.core.errors import ProtocolError
+from mqttd.core.framer import Framer
+from mqttd.core.properties import Properties as PacketProperties
 from mqttd.core.topics import split_shared, validate_topic_filter, validate_topic_name
 from mqttd.hooks.loader import configured
 from mqttd.hooks.plugin import (
@@ -101,10 +109,12 @@ __all__ = [
     "Duration",
     "Event",
     "FilePath",
+    "Framer",
     "InternalClient",
     "Message",
     "MessageProperties",
     "NotMine",
+    "PacketProperties",
     "Plugin",
     "PluginConfig",
     "ProtocolError",
@@ -115,7 +125,10 @@ __all__ = [
     "Table",
     "Timer",
     "configured",
+    "decode_packet",
+    "encode_packet",
     "matches",
+    "packets",
     "reason_codes",
     "split_shared",
     "validate_topic_filter",
