@@ -229,11 +229,17 @@ def _received(broker: Broker, story: Story, name: str, held: _Held) -> dict[str,
     flying, waiting, more = held.of(name)
     in_flight = min(_within(flying, trace), trace.count)
     in_queue = _within(waiting, trace)
-    ended = sum(number for reason, number in dropped.items() if reason in _AFTER_QUEUE)
+    oldest_goes = broker.settings.queue_overflow == DROP_OLDEST
+    ended = sum(
+        number
+        for reason, number in dropped.items()
+        if reason in _AFTER_QUEUE or (oldest_goes and reason == count.DROP_QUEUE_FULL)
+    )
     left = max(queued - sent - ended, 0)
     if more:
         in_queue = max(in_queue, left)  # the rest of a deep queue is on disk
-    elif left > in_queue and broker.settings.queue_overflow == DROP_OLDEST:
+    elif left > in_queue and oldest_goes:
+        # Only the store had it at hand, so nobody could write its end down.
         gone = left - in_queue
         dropped[count.DROP_QUEUE_FULL] = dropped.get(count.DROP_QUEUE_FULL, 0) + gone
     rest = trace.count - sum(dropped.values()) - in_flight - in_queue
