@@ -100,11 +100,6 @@ class PasswordHash:
         (rounds,) = self.cost
         return sha512_crypt(password, self.salt, rounds)
 
-    @property
-    def is_current(self) -> bool:
-        """Whether a new hash would be of this scheme. The others can be had by guessing sooner."""
-        return self.scheme == ARGON2ID
-
 
 def parse(text: str) -> PasswordHash:
     """The hash that a password file or a database has. BadHash where it is none."""

@@ -47,7 +47,7 @@ def read(path: Path, parse: Callable[[str], T]) -> dict[str, Entry[T]]:
     UserFileError where the file can't be read, or a line is no good. It blocks.
     """
     entries: dict[str, Entry[T]] = {}
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(lines_of(path), 1):
         if is_empty(line):
             continue
         try:
@@ -60,7 +60,8 @@ def read(path: Path, parse: Callable[[str], T]) -> dict[str, Entry[T]]:
     return entries
 
 
-def _lines(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
+    """The lines as they are, for somebody who writes them back. UserFileError as `read`."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -128,11 +129,6 @@ def locked(path: Path) -> Iterator[None]:
                     return
         finally:
             os.close(handle)
-
-
-def lines_of(path: Path) -> list[str]:
-    """The lines as they are, for somebody who writes them back. UserFileError as `read`."""
-    return _lines(path)
 
 
 def write(path: Path, lines: list[str]) -> None:
