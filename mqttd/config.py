@@ -525,9 +525,10 @@ def explain(error: ErrorDetails, root: type[Node]) -> tuple[str, str, str]:
         return _unknown(error["loc"], root)
     if kind == "missing":
         return "missing", "", ""
-    if kind == "value_error":  # a validator's own words
-        return str(context["error"]), "", ""
     found = f"found {shown(value)}"
+    if kind == "value_error":  # a validator's own words
+        text = str(context["error"])
+        return text if isinstance(value, dict | list) else f"{found}: {text}", "", ""
     template = _EXPECTED.get(kind)
     expected = error["msg"] if template is None else template.format(**context)
     hint = str(context.get("hint", ""))

@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from mqttd import config
+from mqttd import cli, config
 from mqttd.config import Config, ConfigError, load_config, parse_config, parse_yaml
 from mqttd.core.settings import Settings
 from mqttd.yamltree import Document
@@ -101,9 +101,20 @@ def test_the_development_file_loads(root: Path) -> None:
     assert tree.warnings() == []
 
 
-def test_the_hardened_file_loads(root: Path, tmp_path: Path) -> None:
+def test_the_hardened_file_loads(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Certificates(tmp_path / "tls")
     shutil.copy(root / "config" / "hardened.yaml", tmp_path)
+    file = str(tmp_path / "hardened.yaml")
+    assert cli.main(["check", "-c", file]) == 2  # its plugins miss their files
+    problems = capsys.readouterr().err.splitlines()
+    assert ["passwd" in problems[0], "acl" in problems[1], len(problems)] == [True, True, 2]
+    assert cli.main(["passwd", "-b", "-c", str(tmp_path / "passwd"), "alice", "s3cr3t"]) == 0
+    shutil.copy(root / "config" / "acl.example", tmp_path / "acl")
+    capsys.readouterr()
+    assert cli.main(["check", "-c", file]) == 0
+    assert capsys.readouterr().err == ""
     tree = load_config(tmp_path / "hardened.yaml")
     assert tree.listeners[0].tls is not None
     assert tree.listeners[0].tls.cert == tmp_path / "tls" / "server.crt"

@@ -222,6 +222,7 @@ def test_the_mistakes_of_the_readme_are_told_as_it_says() -> None:
 EXAMPLES = [
     pytest.param(text, id=f"{name(page)}-{number}")
     for page in GUIDES
+    if page.name != "write-a-plugin.md"  # tests/hooks/test_docs_hooks.py runs what it builds
     for number, text in enumerate(fences(page, "python"))
     if "asyncio.run(" in text or "pytest.fixture" in text
 ]
