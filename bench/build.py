@@ -112,7 +112,9 @@ def mqttd(note: Note) -> Path:
     target = BUILD / "bench-mqttd" / key_of(sources)
     if not _is_missing(target):
         # What isn't compiled may have changed since: a copy is all that an install does with it.
-        shutil.copytree(ROOT / "mqttd", target / "mqttd", ignore=ignored, dirs_exist_ok=True)
+        plugins = Path("plugins", "mqttd_plugins")
+        for source, name in ((ROOT / "mqttd", "mqttd"), (ROOT / plugins, plugins.name)):
+            shutil.copytree(source, target / name, ignore=ignored, dirs_exist_ok=True)
         return target
     note("installing mqttd (this compiles its core)")
     here = all(importlib.util.find_spec(name) for name in ("mypyc", "setuptools"))

@@ -286,11 +286,12 @@ class HookManager:
         """Nobody has an opinion: a certificate may speak for the client, or its listener."""
         if connection.identity is not None:
             return Allow(username=connection.identity)
-        if not connection.listener.allow_anonymous:
-            return Deny("nobody vouches for it")
         decided = self.chains.authenticators or self.chains.enhanced
         if decided and connect.username is not None:
-            return Deny("nobody knows the user", spec.BAD_USER_NAME_OR_PASSWORD)
+            # In the words of a wrong password: whether the user exists is nobody's business.
+            return Deny("bad user name or password", spec.BAD_USER_NAME_OR_PASSWORD)
+        if not connection.listener.allow_anonymous:
+            return Deny("nobody vouches for it")
         return Allow()
 
     async def _welcome(
