@@ -100,7 +100,7 @@ class Guard:
         began = perf_counter()
         try:
             answer = self._call(hook, arguments)
-            if isinstance(answer, Awaitable):
+            if not isinstance(answer, valid) and isinstance(answer, Awaitable):
                 answer = await self._wait(hook, answer)
         except _TooLate:
             return self._fail(hook, stats, f"no answer within {self._timeout:g} s", None)
