@@ -2,29 +2,37 @@
 
 import asyncio
 import gc
+import json
+import os
+import pty
 import re
+import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import mqttd
 from mqttd import app as app_module
 from mqttd.app import App
 from mqttd.config import parse_config
 from mqttd.core import spec
 from mqttd.core.broker import Broker
 from mqttd.core.journal import Batch
-from mqttd.core.packets import Connect, Disconnect
+from mqttd.core.packets import Connect, Disconnect, Publish
 from mqttd.core.properties import Properties
 from mqttd.net import loops
 from mqttd.net.flow import Flow
 from mqttd.store.base import StoreError
 from mqttd.store.memory import MemoryStore
+from mqttd.wiring import endpoint_of
 from tests.net.kit import PATIENCE, Wire, loopback, reserved_port, until
 from tests.tls import Authority
 
@@ -333,7 +341,7 @@ def test_what_a_listener_is_told_of_its_configuration() -> None:
         "proxy_from": ["10.0.0.0/8"],
     }
     (listener,) = parse_config({"listeners": [entry]}).listeners
-    found = app_module.endpoint_of(listener)
+    found = endpoint_of(listener)
     assert (found.name, found.host, found.port, found.unix_path) == ("w", "127.0.0.1", 0, "")
     assert (found.transport, found.path, found.allow_anonymous) == ("websocket", "/x", False)
     assert (found.proxy_protocol, found.proxy_from) == ("v2", ("10.0.0.0/8",))
@@ -368,3 +376,98 @@ def test_without_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loops.choose() == "asyncio"
     with pytest.raises(ImportError):
         loops.choose("uvloop")
+
+
+# The operator's side of a process.
+
+
+async def test_a_process_answers_its_operator(start: Start, tmp_path: Path) -> None:
+    """Without a word about it in the configuration: beside the database, for its user alone."""
+    process = start(TCP).ready()
+    socket_file = tmp_path / "data" / "mqttd.ctl"
+    assert stat.S_IMODE(socket_file.stat().st_mode) == 0o600
+    async with await Wire.open(process.port("tcp")) as wire:
+        await wire.connect("sensor")
+        await wire.subscribe("a")
+        wire.publish("a", b"x")
+        await wire.receive(Publish)
+        found = await asyncio.to_thread(ask, tmp_path, "clients", "--json")
+        assert json.loads(found)["client"] == "sensor"
+        found = await asyncio.to_thread(ask, tmp_path, "explain", "--client", "sensor")
+        assert "sensor: 1 delivered" in found
+    # A second broker in the same directory doesn't take the socket away.
+    (tmp_path / "second").mkdir()
+    other = Process(tmp_path / "second", TCP + f"storage: {{path: {tmp_path}/data/x.db}}\n").ready()
+    assert (tmp_path / "data" / "x.ctl").exists()
+    assert other.end() == 0
+    assert other.popen.stdout is not None
+    other.popen.stdout.close()
+    assert await asyncio.to_thread(process.end) == 0
+    assert not socket_file.exists()
+
+
+def ask(directory: Path, *words: str) -> str:
+    """A command on a broker whose working directory this is."""
+    command = [sys.executable, "-m", "mqttd", *words]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=directory, timeout=PATIENCE, check=True
+    )
+    return done.stdout
+
+
+async def test_a_hangup_applies_what_can_change_live(start: Start, tmp_path: Path) -> None:
+    process = start(TCP).ready()
+    file = tmp_path / "mqttd.yaml"
+    file.write_text(TCP + "logging: {format: json}\nlimits: {max_inflight: 7}\n")
+    process.popen.send_signal(signal.SIGHUP)
+    await until(lambda: '"event": "reload"' in process.log.read_text())
+    assert "limits.max_inflight: 7" in process.log.read_text()
+    file.write_text(TCP + "limits: {max_inflight: 0}\n")
+    process.popen.send_signal(signal.SIGHUP)
+    await until(lambda: "reload_refused" in process.log.read_text())
+    assert f"{file}:2:24 limits.max_inflight" in process.log.read_text()
+    async with await Wire.open(process.port("tcp")) as wire:
+        await wire.connect("still there")
+    assert await asyncio.to_thread(process.end) == 0
+
+
+async def test_top_on_a_terminal(tmp_path: Path) -> None:
+    """Drawn on a terminal of its own until `q`, after which the terminal is as it was."""
+    app = App(
+        parse_config(
+            {
+                "listeners": [loopback()],
+                "storage": MEMORY,
+                "control": {"path": str(tmp_path / "m.ctl")},
+            }
+        )
+    )
+    await app.start()
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    command = [sys.executable, "-m", "mqttd", "top", "--socket", str(tmp_path / "m.ctl")]
+    process = subprocess.Popen(
+        [*command, "--interval", "0.1"], stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    screen = b""
+
+    def read() -> None:
+        nonlocal screen
+        while b"q ends it" not in screen:
+            screen += os.read(ours, 65536)
+
+    await asyncio.to_thread(read)
+    assert f"mqttd {mqttd.__version__}, process {os.getpid()}".encode() in screen
+    os.write(ours, b"q")
+
+    def drain() -> int:
+        while process.poll() is None:
+            if select.select([ours], [], [], 0.05)[0]:
+                os.read(ours, 65536)
+        return process.wait()
+
+    assert await asyncio.to_thread(drain) == 0
+    assert termios.tcgetattr(theirs) == before
+    for number in (ours, theirs):
+        os.close(number)
+    await app.stop(0.0)
