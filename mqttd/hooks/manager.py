@@ -373,6 +373,7 @@ class HookManager:
             return _refused_step(answer)
         if connect is None:
             verdict = Verdict(True, username=answer.username, valid_s=_valid_s(answer))
+            self.forget_decisions(client.client_id)  # they may rest on what has just been renewed
         else:
             verdict = await self._welcome(client, connection, connect, answer)
             if not verdict.allowed:
@@ -466,10 +467,15 @@ class HookManager:
             )
             if isinstance(decision, Deny):
                 rulings.append(FilterRuling(made, _grant(decision)))
+                self._send_away(client, decision)
             else:
                 rulings.append(FilterRuling(made, Grant(0, "", decision.rule)))
         self._after(generation, client.client_id)
         return rulings
+
+    def _send_away(self, client: Client, denied: Deny) -> None:
+        if denied.disconnect:
+            self._works.kick(client.client_id, _code(denied), denied.reason)
 
     def _is_filter(self, topic_filter: str) -> bool:
         try:
@@ -486,7 +492,11 @@ class HookManager:
     def _receive(self, connection: object, topic: str) -> bool:
         assert isinstance(connection, Connection)
         assert isinstance(connection.guest, Client)
-        return isinstance(self.chains.authorize_receive(connection.guest, topic), Allow)
+        decision = self.chains.authorize_receive(connection.guest, topic)
+        if isinstance(decision, Allow):
+            return True
+        self._send_away(connection.guest, decision)
+        return False
 
     def _deliver(self, connection: object, message: CoreMessage, qos: int) -> CoreMessage | None:
         assert isinstance(connection, Connection)

@@ -92,7 +92,10 @@ class Works:
         leaving, self._leaving = self._leaving, []
         for connection, code, reason in leaving:
             self.broker.context.at(monotonic())
-            connection.close(code, reason, monotonic())
+            try:
+                connection.close(code, reason, monotonic())
+            except Exception:  # a bug: the others are told nevertheless
+                logger.exception("bug: exception out of the core for %s", connection.peer)
         woken = self.broker.woken
         if woken:
             taken = woken.copy()

@@ -13,21 +13,23 @@ from mqttd.api import (
     Allow,
     BrokerServices,
     Client,
+    Continue,
     Decision,
     Deny,
     Drop,
     Message,
     Plugin,
     PluginConfig,
+    SubscriptionRequest,
+    reason_codes,
 )
-from mqttd.core.packets import Will
+from mqttd.core.packets import Auth, Disconnect, Filter, Puback, Suback, Subscribe, Will
 from mqttd.hooks.guard import WATCH
 from mqttd.hooks.manager import HookManager, PluginError
+from tests.core.rig import make_message
 from tests.hooks.kit import SHORT_S, hooked, prepared
-from tests.hooks.scripted import (
-    hanging,
-    scripted,
-)
+from tests.hooks.scripted import hanging, scripted
+from tests.spec.kit import props
 
 # Forgetting.
 
@@ -78,6 +80,62 @@ async def test_a_session_of_somebody_else_is_not_looked_into() -> None:
         assert await made.refused(username="mallory", clean_start=False) == 0x87
         assert asked == []
         assert list(made.broker.sessions["c"].subscriptions) == ["t"]
+
+
+async def test_authenticating_again_has_everything_decided_anew() -> None:
+    asked: list[str] = []
+
+    class Renews(Plugin[PluginConfig]):
+        auth_methods = ("M",)
+
+        def authenticate_enhanced(
+            self, client: Client, method: str, data: bytes | None, first: bool
+        ) -> Continue | Allow | Deny:
+            return ALLOW
+
+        def authorize_subscribe(
+            self, client: Client, subscription: SubscriptionRequest
+        ) -> Decision:
+            asked.append(subscription.topic_filter)
+            return ALLOW if len(asked) == 1 else DENY
+
+        def authorize_publish(self, client: Client, topic: str, qos: int, retain: bool) -> Decision:
+            asked.append(topic)
+            return ALLOW
+
+    async with hooked(prepared(Renews)) as made:
+        method = props(authentication_method="M")
+        client = await made.client(properties=method)
+        client.subscribe("filter")
+        for _ in range(2):
+            client.publish("topic", b"x")
+        assert asked == ["filter", "topic"]
+        client.send(Auth(0x19, method))
+        await made.turn()
+        client.publish("topic", b"x")
+        assert asked == ["filter", "topic", "filter", "topic"]
+        assert made.broker.sessions["c"].subscriptions == {}
+
+
+@pytest.mark.parametrize("hook", ["subscribe", "receive", "publish"])
+async def test_a_denial_may_end_the_connection(hook: str) -> None:
+    """After what it denies was answered."""
+    deny = Deny("go away", reason_codes.QUOTA_EXCEEDED, disconnect=True)
+    async with hooked(prepared(scripted(**{hook: lambda *_: deny}))) as made:
+        other = await made.client("other")
+        client = await made.client()
+        client.send(Subscribe(1, [Filter("t", 1)]))
+        if hook == "publish":
+            client.publish("t", b"x", 1)
+        elif hook == "receive":
+            made.h.broker.submit(make_message(topic="t"), made.h.now)
+        await made.turn()
+        kinds = [type(packet) for packet in client.received]
+        assert kinds == [Suback, *([Puback] if hook == "publish" else []), Disconnect]
+        bye = client.received[-1]
+        assert isinstance(bye, Disconnect)
+        assert bye.reason == reason_codes.QUOTA_EXCEEDED
+        assert not other.closed
 
 
 # Wills.
