@@ -1,0 +1,11 @@
+"""Tests of bridges: the fixtures that start real servers, and the marker of tests that need one."""
+
+import pytest
+
+from tests.bridges.servers import activemq, rabbitmq
+
+__all__ = ["activemq", "rabbitmq"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "bridges: needs a real server of another system")

@@ -1,0 +1,294 @@
+"""Real servers for the tests of bridges: found, started on free ports, killed, started again.
+
+A server is started in a temporary directory of its own on loopback; or it is one that already
+runs, if `MQTTD_TEST_<NAME>` holds its address (host:port): that one is not killed, and tests that
+would kill it are skipped. A server that is not there is a skip that names the package.
+
+Everything that a server starts is in the process group of the process started here, and ends with
+it, whatever becomes of the test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+_PATIENCE_S = 120.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        found: list[int] = []
+        for _ in range(count):
+            one = stack.enter_context(socket.socket())
+            one.bind(("127.0.0.1", 0))
+            found.append(one.getsockname()[1])
+        return found
+
+
+def answers(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether somebody accepts connections there."""
+    try:
+        with socket.create_connection((host, port), timeout=2.0):
+            return True
+    except OSError:
+        return False
+
+
+class Server(ABC):
+    """One server. `host` and `port` stay the same when it is started again."""
+
+    NAME: ClassVar[str]
+    """`MQTTD_TEST_<NAME>`, and what tests call it."""
+    PACKAGE: ClassVar[str]
+    """What to install, for the text of a skip."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.host = "127.0.0.1"
+        self.ours = True  # started here, so it may be killed
+        self._processes: list[subprocess.Popen[bytes]] = []
+        address = os.environ.get(f"MQTTD_TEST_{self.NAME.upper()}")
+        if address:
+            host, _, port = address.rpartition(":")
+            self.host, self.port, self.ours = host, int(port), False
+            return
+        missing = self.missing()
+        if missing:
+            pytest.skip(
+                f"{missing}; or set MQTTD_TEST_{self.NAME.upper()}=HOST:PORT",
+                allow_module_level=True,
+            )
+        self.port = 0
+        self.prepare()
+
+    @abstractmethod
+    def missing(self) -> str:
+        """What isn't installed, and how to get it; "" if nothing is missing."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Choose `port`, write the configuration. Once."""
+
+    @abstractmethod
+    def commands(self) -> list[tuple[list[str], dict[str, str]]]:
+        """What to start, each with its environment; the last one is the server."""
+
+    def serves(self) -> bool:
+        """Whether it does its work yet. An open port may be all that there is to ask."""
+        return answers(self.port, self.host)
+
+    def start(self) -> None:
+        """Start it, and wait until it serves."""
+        if not self.ours:
+            return
+        for command, environment in self.commands():
+            with open(self.place / "server.log", "ab") as log:
+                self._processes.append(
+                    subprocess.Popen(
+                        command,
+                        env=environment,
+                        cwd=self.place,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+        give_up_at = time.monotonic() + _PATIENCE_S
+        while not self.serves():
+            ended = self._processes[-1].poll()
+            if ended is not None or time.monotonic() > give_up_at:
+                what = "gives no answer" if ended is None else f"ended with {ended}"
+                log_end = (self.place / "server.log").read_text(errors="replace")[-3000:]
+                self.kill()
+                raise RuntimeError(f"{self.NAME} {what}:\n{log_end}")
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        for process in reversed(self._processes):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._processes = []
+
+    def restart(self) -> None:
+        """Kill it and start it again on the same port with the same data."""
+        self.kill()
+        self.start()
+
+
+class RabbitMQ(Server):
+    """RabbitMQ from Debian's package, without plugins; its user is guest, guest."""
+
+    NAME = "rabbitmq"
+    PACKAGE = "rabbitmq-server"
+    _BIN = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+
+    def missing(self) -> str:
+        if self._BIN.exists() and shutil.which("epmd"):
+            return ""
+        return "rabbitmq-server isn't installed: apt-get install rabbitmq-server"
+
+    def prepare(self) -> None:
+        self.port, self._epmd, self._dist = free_ports(3)
+        (self.place / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            "vm_memory_high_watermark.absolute = 256MB\n"
+            "disk_free_limit.absolute = 10MB\n"
+            "log.console.level = error\n"
+            "max_message_size = 1048576\n"
+        )
+        (self.place / "enabled_plugins").write_text("[].\n")
+
+    def environment(self) -> dict[str, str]:
+        """Also for `rabbitmqctl`."""
+        place = self.place
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": str(place),
+            "ERL_EPMD_PORT": str(self._epmd),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"mqttd{self.port}@localhost",
+            "RABBITMQ_DIST_PORT": str(self._dist),
+            "RABBITMQ_CONFIG_FILE": str(place / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(place / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(place / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(place / "log"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_PID_FILE": str(place / "pid"),
+            "RABBITMQ_GENERATED_CONFIG_DIR": str(place / "config"),
+            # No scheduler that spins: the machine has other things to do.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none",
+        }
+
+    def commands(self) -> list[tuple[list[str], dict[str, str]]]:
+        environment = self.environment()
+        return [
+            (["epmd", "-port", str(self._epmd), "-address", "127.0.0.1"], environment),
+            ([str(self._BIN)], environment),
+        ]
+
+
+_JARS = Path("/usr/share/java")
+_ACTIVEMQ_XML = """\
+<beans xmlns="http://www.springframework.org/schema/beans"
+  xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"
+  xsi:schemaLocation="http://www.springframework.org/schema/beans
+  http://www.springframework.org/schema/beans/spring-beans-2.0.xsd
+  http://activemq.apache.org/schema/core
+  http://activemq.apache.org/schema/core/activemq-core.xsd">
+  <broker xmlns="http://activemq.apache.org/schema/core" useJmx="false" brokerName="localhost"
+    dataDirectory="{place}/data" useShutdownHook="false" schedulerSupport="false">
+    <persistenceAdapter>
+      <kahaDB directory="{place}/data/kahadb" journalMaxFileLength="8mb"/>
+    </persistenceAdapter>
+    <plugins>
+      <simpleAuthenticationPlugin anonymousAccessAllowed="false">
+        <users>
+          <authenticationUser username="admin" password="admin" groups="all,few"/>
+          <authenticationUser username="guest" password="guest" groups="few"/>
+        </users>
+      </simpleAuthenticationPlugin>
+      <authorizationPlugin>
+        <map>
+          <authorizationMap>
+            <authorizationEntries>
+              <authorizationEntry queue=">" read="few" write="few" admin="few"/>
+              <authorizationEntry topic=">" read="few" write="few" admin="few"/>
+              <authorizationEntry queue="closed.>" read="all" write="all" admin="all"/>
+            </authorizationEntries>
+          </authorizationMap>
+        </map>
+      </authorizationPlugin>
+    </plugins>
+    <systemUsage>
+      <systemUsage>
+        <memoryUsage><memoryUsage limit="64 mb"/></memoryUsage>
+        <storeUsage><storeUsage limit="1 gb"/></storeUsage>
+        <tempUsage><tempUsage limit="64 mb"/></tempUsage>
+      </systemUsage>
+    </systemUsage>
+    <transportConnectors>
+      <transportConnector name="stomp"
+        uri="stomp://127.0.0.1:{port}?wireFormat.maxDataLength=1048576"/>
+    </transportConnectors>
+  </broker>
+</beans>
+"""
+
+
+class ActiveMQ(Server):
+    """ActiveMQ Classic from Debian's package, with STOMP: admin may do all, guest a little less."""
+
+    NAME = "activemq"
+    PACKAGE = "activemq"
+
+    def missing(self) -> str:
+        if not (_JARS / "activemq-stomp.jar").exists():
+            return "activemq isn't installed: apt-get install activemq"
+        if not shutil.which("java"):
+            return "there is no java: apt-get install default-jre-headless"
+        return ""
+
+    def prepare(self) -> None:
+        (self.port,) = free_ports(1)
+        conf = self.place / "conf"
+        conf.mkdir()
+        (conf / "activemq.xml").write_text(_ACTIVEMQ_XML.format(place=self.place, port=self.port))
+        (conf / "log4j.properties").write_text(
+            "log4j.rootLogger=WARN, console\n"
+            "log4j.appender.console=org.apache.log4j.ConsoleAppender\n"
+            "log4j.appender.console.layout=org.apache.log4j.PatternLayout\n"
+        )
+
+    def commands(self) -> list[tuple[list[str], dict[str, str]]]:
+        place = self.place
+        named = ("activemq-*", "kahadb*", "hawtbuf*", "geronimo-j*", "xbean*", "spring*")
+        named += ("commons-*", "slf4j-*", "log4j-1.2*", "jms*", "stax*")
+        jars = sorted({str(jar) for name in named for jar in _JARS.glob(f"{name}.jar")})
+        command = [
+            *("java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+            f"-Dactivemq.home={place}",
+            f"-Dactivemq.base={place}",
+            f"-Dactivemq.conf={place}/conf",
+            f"-Dactivemq.data={place}/data",
+            f"-Dlog4j.configuration=file:{place}/conf/log4j.properties",
+            f"-Djava.io.tmpdir={place}",
+            *("-cp", os.pathsep.join([f"{place}/conf", *jars])),
+            *("org.apache.activemq.console.Main", "start", "xbean:file:conf/activemq.xml"),
+        ]
+        return [(command, {"PATH": os.environ["PATH"], "HOME": str(place)})]
+
+
+def _running(server: Server) -> Iterator[Server]:
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """RabbitMQ, for all tests of this worker."""
+    yield from _running(RabbitMQ(tmp_path_factory.mktemp("rabbitmq")))
+
+
+@pytest.fixture(scope="session")
+def activemq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """ActiveMQ, for all tests of this worker."""
+    yield from _running(ActiveMQ(tmp_path_factory.mktemp("activemq")))
