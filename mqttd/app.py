@@ -33,7 +33,7 @@ from mqttd.core.broker import Broker
 from mqttd.core.watch import Watcher
 from mqttd.hooks.loader import prepare
 from mqttd.hooks.manager import HookManager, PluginError
-from mqttd.metrics import HookFacts, PluginFacts
+from mqttd.metrics import Buckets, HookFacts, PluginFacts
 from mqttd.monitor import Monitor, facts_of
 from mqttd.net.flow import Flow
 from mqttd.net.lines import LineServer
@@ -121,6 +121,7 @@ class App:
         await self._start_plugins(broker, flow)
         monitor.watch(flow)
         monitor.plugins = self._plugin_facts
+        monitor.commits = self._commit_facts
         self._reloader = Reloader(
             self.config,
             self.prepared,
@@ -200,6 +201,12 @@ class App:
             )
             for guard in hooks.guards
         ]
+
+    def _commit_facts(self) -> Buckets | None:
+        if self._committer is None:
+            return None
+        durations = self._committer.durations
+        return Buckets(durations.BOUNDS, durations.counts, durations.seconds)
 
     @property
     def _authenticated(self) -> bool:

@@ -30,6 +30,7 @@ _NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 COUNTER: Final = "counter"
 GAUGE: Final = "gauge"
+HISTOGRAM: Final = "histogram"
 
 
 class Metric(NamedTuple):
@@ -102,6 +103,7 @@ METRICS: Final = (
     Metric(
         "mqttd_storage_elided_total", COUNTER, (), "deliveries settled before they were written"
     ),
+    Metric("mqttd_storage_commit_seconds", HISTOGRAM, (), "how long a transaction took"),
     Metric("mqttd_storage_waiting", GAUGE, (), "connections with answers that wait for the disk"),
     Metric("mqttd_storage_refusing", GAUGE, (), "1 while nothing is stored: a full or broken disk"),
     Metric("process_cpu_seconds_total", COUNTER, (), "CPU time, of user and system"),
@@ -157,6 +159,15 @@ class PluginFacts:
 
 
 @dataclass(slots=True)
+class Buckets:
+    """Durations: how many up to each bound and not up to the one before; the last has no bound."""
+
+    bounds: tuple[float, ...]
+    counts: list[int]
+    seconds: float
+
+
+@dataclass(slots=True)
 class Facts:
     """What isn't in the core."""
 
@@ -173,6 +184,7 @@ class Facts:
     max_fds: int = 0
     certificates: dict[str, float] = field(default_factory=dict)  # listener → end
     plugins: list[PluginFacts] = field(default_factory=list)
+    commits: Buckets | None = None
 
 
 Number = int | float
@@ -217,7 +229,20 @@ def samples(broker: Broker, census: Census, facts: Facts) -> dict[str, Series]:
             (name,): at for name, at in facts.certificates.items()
         },
     }
+    found["mqttd_storage_commit_seconds"] = _histogram(facts.commits)
     return found | _counted(broker.counters) | _plugins(facts.plugins)
+
+
+def _histogram(buckets: Buckets | None) -> Series:
+    """By the bound, then what has no bound; `render` makes a sample of each."""
+    if buckets is None:
+        return {}
+    found: Series = {}
+    total = 0
+    for bound, number in zip((*map(str, buckets.bounds), "+Inf"), buckets.counts, strict=True):
+        total += number
+        found["_bucket", bound] = total
+    return found | {("_sum",): buckets.seconds, ("_count",): total}
 
 
 def _plugins(plugins: list[PluginFacts]) -> dict[str, Series]:
@@ -330,9 +355,13 @@ def render(found: dict[str, Series], more: Sequence[tuple[Metric, Series]] = ())
         lines.append(f"# HELP {metric.name} {metric.meaning}")
         lines.append(f"# TYPE {metric.name} {metric.kind}")
         for values, number in series.items():
-            pairs = zip(metric.labels, values, strict=True)
-            labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs)
-            lines.append(f"{metric.name}{'{' + labels + '}' if labels else ''} {number!r}")
+            name, labels = metric.name, metric.labels
+            if metric.kind == HISTOGRAM:
+                name += values[0]
+                labels, values = ("le",)[: len(values) - 1], values[1:]
+            pairs = zip(labels, values, strict=True)
+            text = ",".join(f'{label}="{_escaped(value)}"' for label, value in pairs)
+            lines.append(f"{name}{'{' + text + '}' if text else ''} {number!r}")
     lines.append("")
     return "\n".join(lines).encode()
 

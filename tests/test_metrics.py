@@ -12,7 +12,18 @@ from mqttd import metrics
 from mqttd.census import Census
 from mqttd.core import counters as count
 from mqttd.core import spec
-from mqttd.metrics import COUNTER, DROPS, METRICS, REFUSALS, Facts, HookFacts, PluginFacts
+from mqttd.metrics import (
+    COUNTER,
+    DROPS,
+    HISTOGRAM,
+    METRICS,
+    REFUSALS,
+    Buckets,
+    Facts,
+    HookFacts,
+    PluginFacts,
+)
+from mqttd.store.committer import Durations
 from tests.harness import Harness
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +41,7 @@ def facts() -> Facts:
 def with_plugins() -> Facts:
     given = facts()
     given.certificates = {"tls": 2_000_000_000.0}
+    given.commits = Buckets((0.001, 0.01), [3, 2, 1], 0.5)
     hooks = {"authenticate": HookFacts(7, 2, 0.5, 0.25), "observe": HookFacts(1, 0, 0.0, 0.0)}
     given.plugins = [
         PluginFacts("users", hooks, True, 3, {"logins": 5}, {"users": 2.5}),
@@ -68,6 +80,8 @@ def test_every_family_is_there_with_its_type_and_help() -> None:
         assert family.type == metric.kind
         assert family.documentation == metric.meaning
         assert family.samples
+        if metric.kind == HISTOGRAM:
+            continue
         for sample in family.samples:
             assert sample.name == metric.name
             assert tuple(sample.labels) == metric.labels
@@ -89,6 +103,24 @@ def test_plugins() -> None:
     assert value(found, "mqttd_plugin_users", plugin="users") == 2.5
     expiry = value(found, "mqttd_tls_cert_expiry_timestamp_seconds", listener="tls")
     assert expiry == 2_000_000_000
+
+
+def test_a_histogram_counts_up_to_each_bound() -> None:
+    found = page(Harness(), with_plugins())
+    name = "mqttd_storage_commit_seconds"
+    assert [value(found, f"{name}_bucket", le=le) for le in ("0.001", "0.01", "+Inf")] == [3, 5, 6]
+    assert (value(found, f"{name}_count"), value(found, f"{name}_sum")) == (6, 0.5)
+
+
+def test_durations_fall_into_their_buckets() -> None:
+    durations = Durations()
+    for seconds in (0.0, 0.0005, 0.0006, 7.0):
+        durations.add(seconds)
+    assert durations.counts[0] == 2
+    assert durations.counts[1] == 1
+    assert durations.counts[-1] == 1
+    assert durations.seconds == pytest.approx(7.0011)
+    assert len(durations.counts) == len(durations.BOUNDS) + 1
 
 
 def test_without_plugins_and_tls_there_is_nothing_of_them() -> None:
@@ -278,12 +310,13 @@ def test_the_dashboard_asks_for_what_there_is() -> None:
     used = set()
     for text in asked:
         for name, selector in re.findall(r"\b((?:mqttd|process)_\w+)(\{[^}]*\})?", text):
+            name = re.sub("_bucket$", "", name)
             assert name in known, text
             used.add(name)
             for label in re.findall(r"(\w+)=", selector):
                 assert label in (*known[name].labels, "instance", "job"), text
         if "rate(" in text:
-            assert "_total" in text
+            assert "_total" in text or "_bucket" in text
     shown = {name for name in known if name.startswith("mqttd_")}
     assert shown <= used, shown - used
 

@@ -459,3 +459,36 @@ async def test_mosquitto_sub_and_a_get(tmp_path: Path) -> None:
         async with asyncio.timeout(PATIENCE):
             assert await started.wait() == 0
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+async def test_what_plugins_and_commits_cost_is_on_the_page(tmp_path: Path) -> None:
+    config: dict[str, object] = {
+        "listeners": [loopback(allow_anonymous=True)],
+        "metrics": METRICS,
+        "storage": {"path": str(tmp_path / "m.db")},
+        "plugins": [{"use": "tests.gate:Gate", "name": "gate"}, {"use": "ban"}],
+    }
+    async with running(config) as app:
+        async with await Wire.open(app.listeners[0].port) as wire:
+            properties = Properties()
+            properties.session_expiry_interval = 60
+            wire.send(Connect("MQTT", 5, True, 0, "a", None, None, None, properties))
+            await wire.receive(Connack)
+            wire.publish("forbidden/x", b"", 1, 1)
+            assert (await wire.receive(Puback)).reason == 0x87
+        await app.reload()
+        body = (await get(http_port(app), "/metrics")).body
+    values = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(body)
+        for sample in family.samples
+    }
+    gate = ("plugin", "gate")
+    assert values["mqttd_hook_calls_total", ("hook", "authorize_publish"), gate] == 1
+    assert values["mqttd_hook_calls_total", ("hook", "authenticate"), gate] == 1
+    assert values["mqttd_hook_errors_total", ("hook", "authenticate"), gate] == 0
+    assert values["mqttd_breaker_open", gate] == 0
+    assert values["mqttd_events_lost_total", ("plugin", "ban")] == 0
+    assert values["mqttd_plugin_reloads_total", gate] == 1
+    assert values["mqttd_plugin_bans", ("plugin", "ban")] == 0
+    assert values["mqttd_storage_commit_seconds_count",] >= 1

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from bisect import bisect_left
 from collections.abc import Callable
 from time import monotonic
 from typing import Final
@@ -40,6 +41,20 @@ _TIDY_S: Final = 1.0  # between two slices of housekeeping when there is little 
 _PAUSE_S: Final = 0.02  # when there is much
 
 
+class Durations:
+    """How long commits took: how many up to each bound, and all of their seconds."""
+
+    BOUNDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(self.BOUNDS) + 1)  # the last: longer than all of them
+        self.seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(self.BOUNDS, seconds)] += 1
+        self.seconds += seconds
+
+
 class Committer:
     """Commits for one broker. `on_committed` is called when acknowledgements may leave."""
 
@@ -57,6 +72,7 @@ class Committer:
         self._on_committed = on_committed
         self._on_failure = on_failure
         self._wanted = asyncio.Event()
+        self.durations = Durations()
         self._ended = False
         self._task: asyncio.Task[None] | None = None
         self._housekeeper: asyncio.Task[None] | None = None
@@ -116,7 +132,9 @@ class Committer:
             if self._store.behind:
                 self._report(batch)
             if commit is not None:
+                began = monotonic()
                 await commit
+                self.durations.add(monotonic() - began)
         except StoreFull as error:
             await self._wait_for_room(error)
         if not self._store.behind:
