@@ -23,6 +23,7 @@ MAX_VALUE: Final = (1 << MAX_BITS) - 1
 BUCKETS: Final = (MAX_BITS - SUB_BITS + 1) * SUB_BUCKETS
 RESOLUTION: Final = 1.0 / LINEAR_LIMIT
 """The largest relative error of a reported percentile: half a bucket."""
+_BITS: Final = bytes(number.bit_length() for number in range(256))
 
 
 def bucket_of(value: int) -> int:
@@ -31,12 +32,14 @@ def bucket_of(value: int) -> int:
         return value if value > 0 else 0
     if value > MAX_VALUE:
         return BUCKETS - 1
-    shift = 0
-    # As bit_length() - SUB_BITS - 1, which is a call for the compiler.
-    rest = value >> SUB_BITS + 1
-    while rest:
-        rest >>= 1
-        shift += 1
+    # The bit lengths of small numbers are looked up: the method is a slow call once compiled.
+    high = value >> SUB_BITS + 1
+    if high < 256:
+        shift = _BITS[high]
+    elif high < 65536:
+        shift = 8 + _BITS[high >> 8]
+    else:
+        shift = high.bit_length()
     return (shift << SUB_BITS) + (value >> shift)
 
 
