@@ -214,7 +214,7 @@ def argon2() -> ModuleType:
     try:
         from argon2 import low_level
     except ImportError as error:
-        raise RuntimeError('argon2id needs argon2-cffi: pip install "mqttd[passwords]"') from error
+        raise RuntimeError("argon2id needs argon2-cffi: pip install argon2-cffi") from error
     return low_level
 
 
