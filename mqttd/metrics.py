@@ -121,6 +121,8 @@ DROPS: Final = (
     count.DROP_REFUSED,
     count.DROP_LOST,
     count.DROP_NO_MEMBER,
+    count.DROP_REDELIVERIES,
+    count.DROP_REPLACED,
     count.DROP_NOT_AUTHORIZED,
     count.DROP_BY_PLUGIN,
 )

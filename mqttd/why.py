@@ -263,6 +263,8 @@ DROPS: Final = {
     count.DROP_NOT_AUTHORIZED: "it may not receive them",
     count.DROP_BY_PLUGIN: "a plugin took them out",
     count.DROP_NO_MEMBER: "QoS 0, and no member of the group could take them",
+    count.DROP_REDELIVERIES: "its receivers left them unfinished too often",
+    count.DROP_REPLACED: "newer messages of their topics came to the queue",
     "no_local": "its own messages, and it asked for No Local",
 }
 

@@ -29,7 +29,7 @@ from mqttd.core.queue import PAGE
 from mqttd.core.registry import Registry
 from mqttd.core.router import ListenerInfo
 from mqttd.core.session import PageRequest, Session
-from mqttd.core.settings import Settings
+from mqttd.core.settings import Settings, SharePolicy
 from mqttd.core.shared import (
     distribute,
     is_durable,
@@ -186,7 +186,7 @@ class Broker(Registry):
             if queue is None:
                 continue  # what isn't in a tail is seen to when its turn comes
             for serial in queue.remove(gone):
-                self.counters.drop(count.DROP_EXPIRED)
+                self.context.drop_unread(count.DROP_EXPIRED)
                 self.journal.record(journal.DELIVERY_FORGET, "", "", serial)
             if queue.tail == 0:
                 del self.context.tails[number]
@@ -308,6 +308,8 @@ class Broker(Registry):
         connect.properties.session_expiry_interval = expiry
         inside = Inside(self.woken, client_id)
         session = self._seat(connect, "inside", owner, now)
+        # The longest interval is for clients; what a plugin keeps for good has its owner here.
+        session.expiry_interval = expiry
         inside.session = session
         session.attach(inside, receive_maximum)
         session.pump(now)
@@ -321,6 +323,23 @@ class Broker(Registry):
         inside.inbox.clear()
         if session is not None and session.link is inside:
             self._vacate(session, False, now)
+
+    def govern(self, name: str, topic_filter: str, policy: SharePolicy | None) -> bool:
+        """Give a shared group a policy of its own; False where the group has no members.
+
+        It lasts as long as the group does, and isn't stored.
+        """
+        group = self.trie.group(name, topic_filter)
+        if group is None:
+            return False
+        group.policy = policy
+        if policy is None or not policy.one_at_a_time:
+            group.outstanding = None
+        if policy is None or not policy.last_value:
+            group.latest.clear()
+        if group.queue is not None:
+            self.context.groups[group] = None
+        return True
 
     def forget_decisions(self, client_id: str = "") -> None:
         """What the hooks decided is no longer true, for one client or for all."""

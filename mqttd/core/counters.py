@@ -24,6 +24,8 @@ DROP_REFUSED: Final = "refused_by_receiver"  # PUBACK or PUBREC with 0x80 or abo
 DROP_LOST: Final = "lost_by_store"  # the store no longer has what it was left
 DROP_NOT_AUTHORIZED: Final = "not_authorized"  # the receiver may not have it
 DROP_BY_PLUGIN: Final = "dropped_by_plugin"
+DROP_REDELIVERIES: Final = "redelivery_limit"  # its receivers left it unfinished too often
+DROP_REPLACED: Final = "replaced"  # a newer message of its topic came to a last-value queue
 DROP_NO_MEMBER: Final = "no_shared_member"  # QoS 0, and no member of the group could take it
 
 REFUSED_HANDSHAKE: Final = "handshake"  # TLS or the header of a proxy, before MQTT began

@@ -41,6 +41,7 @@ class Delivery:
         self.packet_id: int = 0
         self.state: int = QUEUED
         self.sent: bool = False  # on some connection already: the next sending is a DUP
+        self.redeliveries: int = 0  # members of its group that got it and left it unfinished
         self.barrier: int = 0  # not to be sent before this journal batch is durable
         self.journalled: bool = False  # the journal has, or will have, a row for it
         self.lent: bool = False  # the row is that of the group's queue, until the PUBACK

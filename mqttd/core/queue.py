@@ -76,6 +76,15 @@ class Queue:
         self.payload_bytes -= len(delivery.message.payload)
         return delivery
 
+    def take_topic(self, key: bytes) -> Delivery | None:
+        """Take the first message of a topic out of the head, which costs its length."""
+        for place, delivery in enumerate(self.head):
+            if delivery.message.key == key:
+                del self.head[place]
+                self.payload_bytes -= len(delivery.message.payload)
+                return delivery
+        return None
+
     def expire(self, now: float) -> list[Delivery]:
         """Take what has expired out of the head, which costs its length."""
         gone: list[Delivery] = []

@@ -314,6 +314,8 @@ class Registry(Router):
                     session.grouped = None
             if not group.members:
                 dissolve(group, self.context)
+            elif group.policy is not None and group.queue is not None:
+                self.context.groups[group] = None  # it may be another's turn now
 
     def _end_session(self, session: Session, now: float) -> None:
         """Drop a session and all that hangs on it."""

@@ -187,7 +187,7 @@ class Restorer:
             if session.grouped is not None:
                 orphans = session.detach()
                 if orphans:
-                    give_back(orphans, self._context)
+                    give_back(orphans, self._context, False)
             broker.resume(session, self.now)
         for client_id in self._cut_off:
             # Its time runs from here, and another start must not begin it anew.
@@ -208,9 +208,11 @@ def stored_delivery(
     qos: int,
     retain: bool,
     identifiers: bytes,
+    redeliveries: int = 0,
 ) -> Delivery:
     """A delivery that the store has."""
     delivery = Delivery(message, qos, retain, identifiers, None)
+    delivery.redeliveries = redeliveries
     delivery.serial = serial
     delivery.row = row
     delivery.shared = shared

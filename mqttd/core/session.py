@@ -105,11 +105,17 @@ class Context:
         queue.note_expiry(delivery.message.expires_at)
         self.tails[queue.number] = queue
 
-    def drop_oldest(self, queue: Queue) -> Delivery | None:
+    def drop_unread(self, reason: str, number: int = 1) -> None:
+        """Count messages that end here and that only the store has at hand."""
+        self.counters.drop(reason, number)
+
+    def drop_oldest(self, queue: Queue, owner: str) -> Delivery | None:
         """Make room in a full queue: the delivery to settle, if it is at hand."""
-        self.counters.drop(count.DROP_QUEUE_FULL)
         if queue.head:
-            return queue.pop()
+            oldest = queue.pop()
+            self.drop(count.DROP_QUEUE_FULL, owner, oldest.message)
+            return oldest
+        self.drop_unread(count.DROP_QUEUE_FULL)
         self.journal.record(DELIVERY_FORGET, "", "", queue.pop_serial())
         return None
 
@@ -118,7 +124,7 @@ class Context:
         self.tails.pop(queue.number, None)
         waiting = queue.tail + queue.coming
         if waiting:
-            self.counters.drop(count.DROP_SESSION_ENDED, waiting)
+            self.drop_unread(count.DROP_SESSION_ENDED, waiting)
         self.journal.abandon(queue.close())
 
 
@@ -246,7 +252,7 @@ class Session(Subscriber):
                     self.discard(delivery, count.DROP_QUEUE_FULL)
                     return
                 while len(queue) >= limit and (queue.head or queue.tail):
-                    oldest = context.drop_oldest(queue)
+                    oldest = context.drop_oldest(queue, self.client_id)
                     if oldest is not None:
                         self._settle(oldest)
         if queue.has_room(self.link is not None):
@@ -340,6 +346,10 @@ class Session(Subscriber):
 
     def _settle(self, delivery: Delivery) -> None:
         delivery.state = SETTLED
+        group = delivery.group
+        if group is not None and group.outstanding is delivery:
+            group.outstanding = None
+            self.context.groups[group] = None
         message = delivery.message
         if self.context.journal.settle(self.number, delivery):
             holder = message.holder
@@ -507,6 +517,9 @@ class Session(Subscriber):
                     self.window.pop(delivery.packet_id)
                     self.context.journal.settle(self.number, delivery)
                     orphans.append(delivery)
+            for group in self.grouped:
+                if group.policy is not None and group.queue is not None:
+                    self.context.groups[group] = None  # it may be another's turn now
         return orphans
 
     def end(self) -> None:

@@ -6,6 +6,8 @@ sizes are bytes, 0 switches a bound off where the comment says so.
 Must not know: YAML, units, files, defaults of the operator's configuration syntax. `mqttd.config`
 translates its validated tree into this object; a test holds the two sets of defaults equal.
 
+`SharePolicy` is the same for one shared group whose queue somebody has declared.
+
 Invariant: every value is legal when the object is handed to `Broker`; the core does not re-check.
 """
 
@@ -37,3 +39,17 @@ class Settings:
         self.max_subscriptions: int = 10000  # per session
         self.max_topic_levels: int = 200
         self.response_information: str = "response"  # topic prefix offered for request/response
+
+
+class SharePolicy:
+    """How one shared group keeps and hands out messages, where it isn't as all others do."""
+
+    def __init__(self) -> None:
+        self.max_length: int = 0  # 0 = as max_queued_messages
+        self.overflow: str = DROP_NEWEST
+        self.ttl: float = 0.0  # no message waits longer; 0.0 = as its publisher says
+        self.redelivery_limit: int = 0  # handed out again so often, then dropped; 0 = no limit
+        self.exclusive: bool = False  # one member is served, until it leaves
+        self.one_at_a_time: bool = False  # the next goes out when the one before is settled
+        self.last_value: bool = False  # of each topic only the newest waits
+        self.keep_qos0: bool = False  # QoS 0 waits as well

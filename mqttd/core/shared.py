@@ -7,8 +7,11 @@ Must not know: connections, topics, how a session sends.
 Invariants: a message waits in the group's queue, never in a member's, so that whichever member
 has room first gets it; the queue holds only QoS > 0 and keeps the order of arrival; messages that
 a member left unfinished go back to its front. A group's queue is bounded, and paged, like a
-session's.
+session's. Where a group has a policy (`SharePolicy`), that bounds the queue instead, and says who
+is served; a group without one pays a comparison with None for it.
 """
+
+from typing import Final
 
 from mqttd.core import counters as count
 from mqttd.core import journal as kinds
@@ -17,8 +20,11 @@ from mqttd.core.inflight import Delivery
 from mqttd.core.message import Message
 from mqttd.core.queue import Queue
 from mqttd.core.session import Context, Session
-from mqttd.core.settings import DROP_OLDEST
+from mqttd.core.settings import DROP_OLDEST, SharePolicy
 from mqttd.core.trie import SharedGroup, Subscription
+from mqttd.core.wire import u16
+
+_REDELIVERIES: Final = b"\x26\x00\x12mqttd-redeliveries"  # a User Property, but for its value
 
 
 def queue_of(group: SharedGroup) -> Queue | None:
@@ -30,9 +36,49 @@ def queue_of(group: SharedGroup) -> Queue | None:
 
 def distribute(group: SharedGroup, message: Message, now: float, context: Context) -> None:
     """Give one message to the next member that can take it, or keep it."""
+    policy = group.policy
+    if policy is None or not policy.ttl:
+        _distribute(group, message, now, context)
+        return
+    limited = _limited(message, now + policy.ttl)
+    _distribute(group, limited, now, context)
+    if limited is not message and limited.undurable:
+        # The acknowledgement of the one waits for the batch that has the other.
+        message.undurable += 1
+
+
+def _limited(message: Message, expires_at: float) -> Message:
+    """The message, to expire at `expires_at` at the latest."""
+    if message.expires_at and message.expires_at <= expires_at:
+        return message
+    limited = Message(
+        message.topic,
+        message.key,
+        message.payload,
+        message.qos,
+        message.retain,
+        message.properties,
+        expires_at,
+        message.origin,
+    )
+    limited.barrier = message.barrier
+    limited.serial = message.serial
+    return limited
+
+
+def _keeps_qos0(group: SharedGroup, context: Context) -> bool:
+    policy = group.policy
+    return policy is not None and policy.keep_qos0 and not context.journal.refusing
+
+
+def _distribute(group: SharedGroup, message: Message, now: float, context: Context) -> None:
     counters = context.counters
     counters.matched += 1
-    if message.qos == 0 and message.barrier <= context.journal.committed:
+    if (
+        message.qos == 0
+        and message.barrier <= context.journal.committed
+        and not _keeps_qos0(group, context)
+    ):
         member = _next_member(group, message, False)
         if member is None:
             context.drop(count.DROP_NO_MEMBER, _name(group), message)
@@ -73,6 +119,10 @@ def pull(group: SharedGroup, now: float, context: Context) -> None:
             queue.pop()
             _drop(group, delivery, count.DROP_EXPIRED, context)
             continue
+        if group.latest and _is_stale(group, delivery):
+            queue.pop()
+            _drop(group, delivery, count.DROP_REPLACED, context)
+            continue
         member = _next_member(group, delivery.message, True)
         if member is None:
             if _nobody_may(group, delivery.message):
@@ -87,17 +137,37 @@ def pull(group: SharedGroup, now: float, context: Context) -> None:
             context.want_page(queue, None, group)
     elif group.queue is queue:
         group.queue = None
+        group.latest.clear()
         context.queued_groups.pop(group, None)
 
 
-def give_back(orphans: list[Delivery], context: Context) -> None:
-    """What a member that left had begun (QoS 1) goes to the front of its group's queue."""
+def give_back(orphans: list[Delivery], context: Context, tried: bool = True) -> None:
+    """What a member that left had begun (QoS 1) goes to the front of its group's queue.
+
+    `tried`: it was the member that left, not the broker, so what it had got counts as tried.
+    """
     for delivery in reversed(orphans):
         group = delivery.group
         assert group is not None
+        if group.outstanding is delivery:
+            group.outstanding = None
         if not group.members:
             context.drop(count.DROP_SESSION_ENDED, _name(group), delivery.message)
             continue
+        if tried and delivery.sent:
+            delivery.redeliveries += 1
+        policy = group.policy
+        if policy is not None:
+            reason = ""
+            if policy.redelivery_limit and delivery.redeliveries > policy.redelivery_limit:
+                reason = count.DROP_REDELIVERIES
+            elif delivery.message.key in group.latest:
+                reason = count.DROP_REPLACED
+            if reason:
+                _drop(group, delivery, reason, context)
+                _let_go(delivery.message)
+                context.groups[group] = None
+                continue
         durable = is_durable(group)
         queue = _opened_queue(group, durable, context)
         delivery.packet_id = 0
@@ -105,6 +175,8 @@ def give_back(orphans: list[Delivery], context: Context) -> None:
         if durable:
             context.journal.add(queue.number, delivery, True)
         queue.put_first(delivery)
+        if policy is not None and policy.last_value:
+            group.latest[delivery.message.key] = delivery.serial
         context.queued_groups[group] = None
         context.groups[group] = None
 
@@ -113,6 +185,7 @@ def dissolve(group: SharedGroup, context: Context) -> None:
     """The last member has left for good: what waits ends here."""
     queue = queue_of(group)
     group.queue = None
+    group.latest.clear()
     context.queued_groups.pop(group, None)
     if queue is not None:
         context.abandon(queue)
@@ -135,6 +208,15 @@ def _anybody(group: SharedGroup) -> bool:
 
 def _next_member(group: SharedGroup, message: Message, acknowledged: bool) -> Subscription | None:
     """Round robin over the members that are connected, have room, and may have the message."""
+    policy = group.policy
+    if policy is not None:
+        if policy.one_at_a_time and group.outstanding is not None:
+            return None
+        if policy.exclusive:
+            served = served_member(group)
+            if served is not None and _can_take(served, message, acknowledged):
+                return served
+            return None
     members = group.members
     size = len(members)
     place = group.cursor
@@ -143,24 +225,51 @@ def _next_member(group: SharedGroup, message: Message, acknowledged: bool) -> Su
             place = 0
         member = members[place]
         place += 1
-        session = member.subscriber
-        assert isinstance(session, Session)
-        link = session.link
-        if link is None or not link.writable:
-            continue
-        if acknowledged and member.qos > 0 and session.room() <= 0:
-            continue
-        if link.guarded and not link.may_receive(message.topic, message.key):
-            continue
-        group.cursor = place
-        return member
+        if _can_take(member, message, acknowledged):
+            group.cursor = place
+            return member
     return None
+
+
+def _can_take(member: Subscription, message: Message, acknowledged: bool) -> bool:
+    session = member.subscriber
+    assert isinstance(session, Session)
+    link = session.link
+    if link is None or not link.writable:
+        return False
+    if acknowledged and member.qos > 0 and session.room() <= 0:
+        return False
+    return not link.guarded or link.may_receive(message.topic, message.key)
+
+
+def served_member(group: SharedGroup) -> Subscription | None:
+    """Who of an exclusive group is served: whoever was first, until it leaves."""
+    if group.served is not None:
+        member = group.member(group.served)
+        if member is not None and _is_there(member):
+            return member
+    found: Subscription | None = None
+    for member in group.members:
+        if _is_there(member) and (found is None or member.order < found.order):
+            found = member
+    group.served = None if found is None else found.subscriber
+    return found
+
+
+def _is_there(member: Subscription) -> bool:
+    session = member.subscriber
+    assert isinstance(session, Session)
+    return session.link is not None and session.link.established
 
 
 def _nobody_may(group: SharedGroup, message: Message) -> bool:
     """Members are connected, and none of them may have the message: it would wait for ever."""
     asked = 0
-    for member in group.members:
+    members = group.members
+    if group.policy is not None and group.policy.exclusive:
+        served = served_member(group)
+        members = [] if served is None else [served]
+    for member in members:
         session = member.subscriber
         assert isinstance(session, Session)
         link = session.link
@@ -186,6 +295,9 @@ def _assign(group: SharedGroup, member: Subscription, delivery: Delivery, now: f
     delivery.retain = message.retain and member.retain_as_published
     delivery.identifiers = member.identifier_block
     context = session.context
+    policy = group.policy
+    if policy is not None:
+        _note_assigned(group, policy, delivery)
     if session.durable:
         _number(group, context)
     elif delivery.journalled and delivery.qos == 1:
@@ -194,10 +306,17 @@ def _assign(group: SharedGroup, member: Subscription, delivery: Delivery, now: f
     if not delivery.lent:
         context.journal.settle(group.number, delivery)
     session.adopt(delivery, now)
-    if message.undurable == 0 and message.holder is not None:
-        holder = message.holder
-        message.holder = None
-        holder.release()
+    _let_go(message)
+
+
+def _note_assigned(group: SharedGroup, policy: SharePolicy, delivery: Delivery) -> None:
+    if policy.last_value:
+        _forget_latest(group, delivery)
+    if policy.one_at_a_time and delivery.qos:
+        group.outstanding = delivery
+    if delivery.redeliveries:
+        value = str(delivery.redeliveries).encode("ascii")
+        delivery.identifiers += _REDELIVERIES + u16(len(value)) + value
 
 
 def _keep(group: SharedGroup, delivery: Delivery, now: float, context: Context) -> None:
@@ -205,6 +324,14 @@ def _keep(group: SharedGroup, delivery: Delivery, now: float, context: Context) 
     queue = _opened_queue(group, durable, context)
     settings = context.settings
     limit = settings.max_queued_messages
+    overflow = settings.queue_overflow
+    policy = group.policy
+    if policy is not None:
+        overflow = policy.overflow
+        if policy.max_length:
+            limit = policy.max_length
+        if policy.last_value:
+            _replace(group, queue, delivery.message, context)
     if limit and len(queue) >= limit:
         while queue.head and queue.expiry and now >= queue.expiry:
             first = queue.head[0]
@@ -213,21 +340,51 @@ def _keep(group: SharedGroup, delivery: Delivery, now: float, context: Context) 
             queue.pop()
             _drop(group, first, count.DROP_EXPIRED, context)
         if len(queue) >= limit:
-            if settings.queue_overflow != DROP_OLDEST:
+            if overflow != DROP_OLDEST:
                 context.drop(count.DROP_QUEUE_FULL, _name(group), delivery.message)
                 return
             while len(queue) >= limit and (queue.head or queue.tail):
-                oldest = context.drop_oldest(queue)
+                oldest = context.drop_oldest(queue, _name(group))
                 if oldest is not None:
                     _settle(group, oldest, context)
     if durable:
         context.journal.add(queue.number, delivery)
+    if policy is not None and policy.last_value:
+        group.latest[delivery.message.key] = delivery.serial
     if queue.has_room(_anybody(group)):
         queue.append(delivery)
     else:
         context.leave(queue, delivery)
     context.queued_groups[group] = None
     context.trace(watch.QUEUED, _name(group), delivery.message)
+
+
+def _replace(group: SharedGroup, queue: Queue, message: Message, context: Context) -> None:
+    """A newer message of a topic takes the right to wait from the older one.
+
+    One that is on its way in a page is seen to be stale when its turn comes.
+    """
+    serial = group.latest.get(message.key, -1)
+    if serial < 0:
+        return
+    older = queue.take_topic(message.key)
+    if older is not None:
+        _drop(group, older, count.DROP_REPLACED, context)
+    elif queue.tail and queue.remove({serial}):
+        context.drop_unread(count.DROP_REPLACED)
+        context.journal.record(kinds.DELIVERY_FORGET, "", "", serial)
+
+
+def _is_stale(group: SharedGroup, delivery: Delivery) -> bool:
+    """A newer message of its topic waits behind it."""
+    serial = group.latest.get(delivery.message.key, 0)
+    return serial > 0 and delivery.serial > 0 and serial != delivery.serial
+
+
+def _forget_latest(group: SharedGroup, delivery: Delivery) -> None:
+    key = delivery.message.key
+    if group.latest.get(key, -1) == delivery.serial:
+        del group.latest[key]
 
 
 def _opened_queue(group: SharedGroup, durable: bool, context: Context) -> Queue:
@@ -265,8 +422,15 @@ def _drop(group: SharedGroup, delivery: Delivery, reason: str, context: Context)
 
 
 def _settle(group: SharedGroup, delivery: Delivery, context: Context) -> None:
-    message = delivery.message
-    if context.journal.settle(group.number, delivery) and message.holder is not None:
-        holder = message.holder
+    if group.latest:
+        _forget_latest(group, delivery)
+    if context.journal.settle(group.number, delivery):
+        _let_go(delivery.message)
+
+
+def _let_go(message: Message) -> None:
+    """Whoever holds an acknowledgement for the message may look again."""
+    holder = message.holder
+    if message.undurable == 0 and holder is not None:
         message.holder = None
         holder.release()

@@ -27,6 +27,7 @@ from typing import Final
 
 from mqttd.core import spec
 from mqttd.core.errors import ProtocolError
+from mqttd.core.settings import SharePolicy
 from mqttd.core.topics import MAX_LEVELS, validate_topic_name
 from mqttd.core.wire import varint
 
@@ -112,8 +113,8 @@ class SharedGroup:
     """The subscriptions of one share name to one filter.
 
     `members` is in the order of joining until somebody leaves; the last member then takes the
-    empty place, which keeps leaving a large group cheap. `cursor` and `queue` are the property of
-    whoever distributes.
+    empty place, which keeps leaving a large group cheap. `cursor`, `queue` and what follows them
+    are the property of whoever distributes.
     """
 
     def __init__(self, name: str, topic_filter: str) -> None:
@@ -123,6 +124,10 @@ class SharedGroup:
         self.cursor = 0
         self.queue: object | None = None
         self.number = 0  # in the journal; 0 while nothing of the group was ever written
+        self.policy: SharePolicy | None = None  # set where the group isn't like all others
+        self.served: Subscriber | None = None  # of an exclusive group
+        self.outstanding: object | None = None  # the delivery that the next one waits for
+        self.latest: dict[bytes, int] = {}  # topic → serial of what waits, of a last-value group
         self._places: dict[Subscriber, int] = {}
 
     def join(self, subscription: Subscription) -> Subscription | None:
@@ -136,11 +141,18 @@ class SharedGroup:
         self.members[place] = subscription
         return previous
 
+    def member(self, subscriber: Subscriber) -> Subscription | None:
+        """The subscription by which somebody is a member."""
+        place = self._places.get(subscriber, -1)
+        return self.members[place] if place >= 0 else None
+
     def leave(self, subscriber: Subscriber) -> Subscription | None:
         place = self._places.get(subscriber, -1)
         if place < 0:
             return None
         del self._places[subscriber]
+        if self.served is subscriber:
+            self.served = None
         gone = self.members[place]
         last = self.members.pop()
         if last is not gone:
@@ -413,6 +425,17 @@ class Trie:
             self.node_count -= 1
         self._changed()
         return gone
+
+    def group(self, name: str, topic_filter: str) -> SharedGroup | None:
+        """The shared group of a name and a filter, if it has members."""
+        node: Node | None = self._system if topic_filter.startswith("$") else self._root
+        for level in topic_filter.split("/"):
+            if node is None:
+                return None
+            node = node.child(level)
+        if node is None or node.groups is None:
+            return None
+        return node.groups.get(name)
 
     def lookup(self, key: bytes) -> Matched:
         """What the topic name in `key`, raw from the wire, leads to.

@@ -285,13 +285,14 @@ _INVARIANTS: Final[tuple[tuple[str, str, str], ...]] = (
         "delivery-state",
         "a delivery is in a state that doesn't exist",
         f"SELECT count(*), {_DELIVERY} || ': state ' || state || ', QoS ' || qos FROM deliveries"
-        " WHERE state NOT BETWEEN 0 AND 2 OR qos NOT BETWEEN 0 AND 2 OR state = 2 AND qos != 2",
+        " WHERE state < 0 OR (state & 3) = 3 OR qos NOT BETWEEN 0 AND 2"
+        " OR (state & 3) = 2 AND qos != 2",
     ),
     (
         "delivery-unsent",
         "a delivery was sent and has no packet identifier, or has one and wasn't sent",
         f"SELECT count(*), {_DELIVERY} || ': state ' || state || ', packet id ' || packet_id"
-        " FROM deliveries WHERE (state = 0) != (packet_id = 0)"
+        " FROM deliveries WHERE ((state & 3) = 0) != (packet_id = 0)"
         " AND owner IN (SELECT number FROM sessions)",
     ),
     (
@@ -434,7 +435,7 @@ def _finding(name: str, meaning: str, count: int, example: str) -> Document:
 # One walk along the tree, sorted by owner; the rest is a look-up for each of these.
 _QUEUES: Final = """\
     SELECT owner, n, sent, released, oldest, client, name, filter FROM (
-        SELECT owner, count(*) AS n, sum(state = 1) AS sent, sum(state = 2) AS released,
+        SELECT owner, count(*) AS n, sum((state & 3) = 1) AS sent, sum((state & 3) = 2) AS released,
             min(message) AS oldest
         FROM deliveries GROUP BY owner
     ) LEFT JOIN sessions ON sessions.number = owner LEFT JOIN shares ON shares.number = owner"""

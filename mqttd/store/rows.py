@@ -10,7 +10,8 @@ Must not know: SQL, files, threads.
 Invariants: a `Changes` holds numbers, text and bytes only, so that another thread may read it while
 the core goes on; the rows of messages and deliveries, of which there are many, stand flat in one
 list each, value behind value; a message whose row only one delivery has is deleted with it, one
-that several share is counted in `refs`.
+that several share is counted in `refs`; `state` of a delivery has its redeliveries above the two
+bits of its state.
 
 In those two, blobs are `bytearray`, truth values are integers and no value is None: whatever is not
 exactly an int, a float, a str or a bytearray, `sqlite3` hands to its adapters first, which takes
@@ -32,6 +33,7 @@ from mqttd.core.settings import NEVER
 Value = str | bytes | bytearray | int | float | None
 Row = tuple[Value, ...]
 
+STATE_BITS: Final = 2
 MESSAGE_WIDTH: Final = 8
 DELIVERY_WIDTH: Final = 10
 _EMPTY: Final = bytearray()
@@ -99,7 +101,8 @@ class Encoder:
                 else:
                     done[row] = None
             else:
-                changes.moved[op.serial] = (op.packet_id, op.state)
+                state = op.state | delivery.redeliveries << STATE_BITS
+                changes.moved[op.serial] = (op.packet_id, state)
         if added:
             self._add(added, released, stored_at)
         return changes
@@ -155,7 +158,7 @@ class Encoder:
                 1 if delivery.shared else 0,
                 0 if group is None else group.number,
                 0 if delivery.lent else delivery.packet_id,
-                0 if delivery.lent else delivery.state,
+                (0 if delivery.lent else delivery.state) | delivery.redeliveries << STATE_BITS,
                 delivery.qos,
                 1 if delivery.retain else 0,
                 bytearray(delivery.identifiers) if delivery.identifiers else _EMPTY,

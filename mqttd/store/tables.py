@@ -23,17 +23,18 @@ from mqttd.core.inflight import Delivery
 from mqttd.core.message import Message
 from mqttd.core.packets import Will
 from mqttd.core.restore import Restorer, stored_delivery
-from mqttd.store.rows import DELIVERY_WIDTH, MESSAGE_WIDTH, Changes, Row, Value
+from mqttd.store.rows import DELIVERY_WIDTH, MESSAGE_WIDTH, STATE_BITS, Changes, Row, Value
 
 _GROUPS: Final = (256, 64, 16, 4, 1)  # rows in one statement
 _ROW_BYTES: Final = 128
 _READ_ROWS: Final = 128
+_STATE: Final = (1 << STATE_BITS) - 1
 FIRST: Final = -(1 << 62)
 """Below every serial."""
 
-PageRow = tuple[int, int, int, int, int, bytes, str, bytes, int, int, bytes, float]
+PageRow = tuple[int, int, int, int, int, int, bytes, str, bytes, int, int, bytes, float]
 _PAGE: Final = (
-    "SELECT d.serial, d.message, d.shared, d.qos, d.retain, d.identifiers,"
+    "SELECT d.serial, d.message, d.shared, d.state, d.qos, d.retain, d.identifiers,"
     " m.topic, m.payload, m.qos, m.retain, m.properties, m.expires_at"
     " FROM deliveries AS d CROSS JOIN messages AS m ON m.id = d.message WHERE d.serial IN ("
 )
@@ -321,10 +322,11 @@ def _read_windows(
             )
             if shared:
                 messages[number] = message
+        tries = state >> STATE_BITS
         delivery = stored_delivery(
-            message, serial, number, bool(shared), qos, bool(retain), identifiers
+            message, serial, number, bool(shared), qos, bool(retain), identifiers, tries
         )
-        if not restorer.sent(owner, delivery, share, packet_id, state):
+        if not restorer.sent(owner, delivery, share, packet_id, state & _STATE):
             garbage.append(serial)
 
 
@@ -339,7 +341,7 @@ def read_page(db: sqlite3.Connection, serials: Sequence[int], most_bytes: int) -
         part = serials[at : at + _READ_ROWS]
         cursor = db.execute(_PAGE + _marks(part) + " ORDER BY d.serial", part)
         for row in cursor:
-            size += len(row[7])
+            size += len(row[8])
             rows.append(row)
             if size >= most_bytes:
                 cursor.close()
@@ -352,13 +354,22 @@ def deliveries_of(rows: Iterable[PageRow], offset: float) -> list[Delivery]:
     found: list[Delivery] = []
     topics: dict[str, str] = {}  # one object for all messages of a topic
     for row in rows:
-        serial, number, shared, qos, retain, identifiers = row[:6]
-        topic, payload, its_qos, its_retain, properties, expires_at = row[6:]
+        serial, number, shared, state, qos, retain, identifiers = row[:7]
+        topic, payload, its_qos, its_retain, properties, expires_at = row[7:]
         topic = topics.setdefault(topic, topic)
         at = _instant(expires_at, offset)
         message = _message(topic, payload, its_qos, bool(its_retain), properties, at, "")
         found.append(
-            stored_delivery(message, serial, number, bool(shared), qos, bool(retain), identifiers)
+            stored_delivery(
+                message,
+                serial,
+                number,
+                bool(shared),
+                qos,
+                bool(retain),
+                identifiers,
+                state >> STATE_BITS,
+            )
         )
     return found
 

@@ -12,6 +12,8 @@ REASONS = (
     count.DROP_SESSION_ENDED,
     count.DROP_REFUSED,
     count.DROP_NO_MEMBER,
+    count.DROP_REDELIVERIES,
+    count.DROP_REPLACED,
 )
 
 
