@@ -257,7 +257,14 @@ class ActiveMQ(Server):
 
     def commands(self) -> list[tuple[list[str], dict[str, str]]]:
         place = self.place
-        named = ("activemq-*", "kahadb*", "hawtbuf*", "geronimo-j*", "xbean*", "spring*")
+        named: tuple[str, ...] = (
+            "activemq-*",
+            "kahadb*",
+            "hawtbuf*",
+            "geronimo-j*",
+            "xbean*",
+            "spring*",
+        )
         named += ("commons-*", "slf4j-*", "log4j-1.2*", "jms*", "stax*")
         jars = sorted({str(jar) for name in named for jar in _JARS.glob(f"{name}.jar")})
         command = [

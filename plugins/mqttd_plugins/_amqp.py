@@ -1,0 +1,181 @@
+"""A message as RabbitMQ's properties and headers, and back.
+
+Owns: which property of MQTT 5 stands where. What AMQP 0-9-1 has a place for goes there; the rest
+goes into headers, by the names of `_bridge/properties`, except for two that RabbitMQ's own MQTT
+plugin reads: `x-reply-to-topic` and `x-correlation-id`.
+
+A header table holds every name once, and names of 255 bytes at most. Where a message has more, all
+of its headers stand once more, in order and as JSON, in `x-mqtt-user-properties`.
+
+Some names mean something to RabbitMQ: `CC` and `BCC` send a copy to another queue, `x-death` counts
+dead letters, `x-delay` holds a message back. What a publisher wrote into a user property must do
+none of that, so such names get "mqtt-user-" in front of them, and lose it on the way back. Headers
+that a rule adds are the operator's and stay as they are.
+
+Must not know: connections, the AMQP library. `wall` is seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from mqttd.api import Message
+from mqttd_plugins._bridge.identity import ID, VIA
+from mqttd_plugins._bridge.properties import (
+    CONTENT_TYPE,
+    CORRELATION,
+    CORRELATION_BASE64,
+    EXPIRES_AT,
+    RESPONSE_TOPIC,
+    all_of,
+    headers_of,
+    message_from,
+    once_each,
+)
+from mqttd_plugins._bridge.remote import Item, Poison
+
+REPLY_TO_TOPIC: Final = "x-reply-to-topic"
+CORRELATION_ID: Final = "x-correlation-id"
+ALL_HEADERS: Final = "x-mqtt-user-properties"
+_USER: Final = "mqtt-user-"
+_SHORT: Final = 255  # bytes of a short string
+_LONGEST: Final = 65535  # bytes of a string in MQTT
+_ALSO: Final = {"reply_to": "amqp-reply-to", "message_type": "amqp-type", "app_id": "amqp-app-id"}
+
+
+def properties_of(item: Item, wall: float) -> dict[str, Any]:
+    """The properties by their AMQP names, for an item to be published."""
+    out: dict[str, Any] = {
+        "delivery_mode": 2 if item.qos else 1,
+        "message_id": item.id,
+    }
+    own: list[tuple[str, str]] = []
+    table: dict[str, Any] = {}
+    headers = headers_of(item, wall)
+    of_the_rule = len(headers) - sum(name not in (ID, VIA) for name, _ in item.headers)
+    for number, (name, value) in enumerate(headers):
+        size = len(value.encode())
+        if name == CONTENT_TYPE and value.isascii() and size <= _SHORT:
+            out["content_type"] = value
+        elif name == CORRELATION and size <= _SHORT:
+            out["correlation_id"] = value
+        elif name == CORRELATION_BASE64:
+            table[CORRELATION_ID] = bytearray(item.message.properties.correlation_data or b"")
+        elif name == RESPONSE_TOPIC:
+            own.append((REPLY_TO_TOPIC, value))
+        elif number < of_the_rule and (name in ("CC", "BCC") or name.startswith("x-")):
+            own.append((_USER + name, value))
+        else:
+            own.append((name, value))
+    if item.rule.payload == "envelope":
+        out["content_type"] = "application/json"
+    expires_in_s = item.message.expires_in_s
+    if expires_in_s is not None:
+        out["expiration"] = str(max(0, int(expires_in_s * 1000)))
+    first, listed = once_each(own)
+    fitting = {name: value for name, value in first.items() if len(name.encode()) <= _SHORT}
+    if len(fitting) < len(first) and listed is None:
+        listed = json.dumps(own, ensure_ascii=False, separators=(",", ":"))
+    table.update(fitting)
+    if listed is not None:
+        table[ALL_HEADERS] = listed
+    out["headers"] = table
+    return out
+
+
+def check_size(properties: Mapping[str, Any], frame_max: int) -> None:
+    """`Poison` for headers that don't fit into a frame: RabbitMQ would end the connection."""
+    size = 256 + sum(
+        8 + len(name.encode()) + len(value.encode() if isinstance(value, str) else value)
+        for name, value in properties["headers"].items()
+    )
+    if frame_max and size > frame_max:
+        raise Poison(f"its headers take {size} bytes, and RabbitMQ takes {frame_max} at most")
+
+
+def routing_key(item: Item, *, slashes: bool) -> str:
+    """The routing key of an item. `Poison` for one that AMQP can't hold."""
+    key = item.target if slashes else item.target.replace("/", ".")
+    size = len(key.encode())
+    if size > _SHORT:
+        raise Poison(f"to: its routing key has {size} bytes, and AMQP takes {_SHORT}")
+    return key
+
+
+def message_of(
+    routing_key: str, body: bytes, properties: Any, wall: float
+) -> tuple[Message, dict[str, str]]:
+    """The message that came, with all of its headers as text.
+
+    `properties` has the AMQP properties as attributes. The topic is the routing key with slashes
+    for dots.
+    """
+    table: Mapping[str, Any] = properties.headers or {}
+    found: list[tuple[str, str]] = []
+    listed = table.get(ALL_HEADERS)
+    texts = {name: _text(value) for name, value in table.items() if name != ALL_HEADERS}
+    correlation = table.get(CORRELATION_ID)
+    for name, value in all_of(texts, listed if isinstance(listed, str) else None):
+        if name == REPLY_TO_TOPIC:
+            found.append((RESPONSE_TOPIC, value))
+        elif name != CORRELATION_ID:
+            found.append((name, value))
+    for attribute, name in (("content_type", CONTENT_TYPE), ("correlation_id", CORRELATION)):
+        value = getattr(properties, attribute)
+        if value:
+            found.append((name, _text(value)))
+    for attribute, name in _ALSO.items():
+        value = getattr(properties, attribute)
+        if value:
+            found.append((name, _text(value)))
+    expires = properties.expiration
+    if EXPIRES_AT not in table and isinstance(expires, str) and expires.isdecimal():
+        found.append((EXPIRES_AT, str(int(wall * 1000) + int(expires))))
+    fitting = [(name, value) for name, value in found if _fits(name) and _fits(value)]
+    message = message_from(routing_key.replace(".", "/"), body, fitting, 1, wall)
+    if correlation is not None:
+        data = correlation.encode() if isinstance(correlation, str) else bytes(correlation)
+        message = message.replace(properties=_with_correlation(message, data))
+    return message, _first(fitting)
+
+
+def _with_correlation(message: Message, data: bytes) -> Any:
+    properties = message.properties
+    return type(properties)(
+        properties.payload_format_indicator,
+        properties.content_type,
+        properties.response_topic,
+        data,
+        properties.user_properties,
+    )
+
+
+def _fits(text: str) -> bool:
+    return "\0" not in text and len(text.encode(errors="replace")) <= _LONGEST
+
+
+def _first(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    out: dict[str, str] = {}
+    for name, value in headers:
+        out.setdefault(name, value)
+    return out
+
+
+def _text(value: object) -> str:
+    """A value of a header table, which has many types, as text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None or isinstance(value, list | dict):
+        return json.dumps(value, default=_leaf, ensure_ascii=False, separators=(",", ":"))
+    return _leaf(value)
+
+
+def _leaf(value: object) -> str:
+    if isinstance(value, bytes | bytearray):
+        return value.decode(errors="replace")
+    return value.isoformat() if isinstance(value, datetime.datetime) else str(value)
