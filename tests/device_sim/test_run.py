@@ -355,20 +355,25 @@ groups:
         qos: 1
         every: 10ms
         fields: {level: {counter: {}}}
-      - {topic: "void/{target}", targets: deaf, response: "void/{id}", every: 10ms, timeout: 100ms}
+      - name: void
+        topic: "void/{target}"
+        targets: deaf
+        response: "void/{id}"
+        every: 20ms
+        timeout: 100ms
 stages:
   - {name: connect, actions: [connect: {}]}
   - name: go
     actions:
       - publish: {entries: [set], count: 30}
-      - publish: {duration: 10ms}
+      - publish: {entries: [void], count: 1}
 """
     async with broker() as app:
         run, result = await run_on(app, scenario(text))
     assert_good(result)
     asked = [device.feeds[0].sender.sent for device in run.everybody if device.group.request]
     assert run.round_trips.count == sum(asked) == 60
-    assert result.histograms["round_trip"].minimum >= 5000
+    assert result.histograms["round_trip"].minimum >= 4000  # timers may be early by a little
     assert run.unanswered == 2
     assert "2 requests were not answered in time" in result.warnings
     answers = result.totals["qos1"]
