@@ -7,7 +7,8 @@ ledger an arrival frees its place in the window and nothing else is looked at. T
 run, and the medians: messages received a second of this process's own CPU time, and
 messages received a second. The first is what a process could do that has a core to itself, and says
 little about who else uses the machine; the second is what happened. Runs alternate, so that a
-machine that gets busier doesn't favour one kind.
+machine that gets busier doesn't favour one kind; on a busy one the best runs, which were disturbed
+least, tell more than the medians.
 """
 
 import argparse
@@ -64,13 +65,18 @@ def main() -> int:
             with asyncio.Runner(loop_factory=factory) as runner:
                 found[verify].append(runner.run(rates(settings, verify)))
     for column, name in ((0, "a CPU second"), (1, "a second")):
-        medians = {}
+        medians: dict[bool, float] = {}
+        best: dict[bool, float] = {}
         for verify, kind in ((True, "with the books"), (False, "without")):
             values = [each[column] for each in found[verify]]
             medians[verify] = statistics.median(values)
+            best[verify] = max(values)
             listed = " ".join(f"{value:,.0f}" for value in values)
             print(f"received {name}, {kind}: median {medians[verify]:,.0f}   ({listed})")
-        print(f"received {name}: the books took {1 - medians[True] / medians[False]:.1%}")
+        print(
+            f"received {name}: the books took {1 - medians[True] / medians[False]:.1%} by medians, "
+            f"{1 - best[True] / best[False]:.1%} by the best runs"
+        )
     return 0
 
 
