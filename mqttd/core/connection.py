@@ -316,6 +316,8 @@ class Connection(Inbound):
                 )
             if self.version < 5 and reason >= 0x80:
                 reason = 0x80
+            elif reason not in spec.SUBACK_REASONS:  # [MQTT-3.9.3-2] whatever a hook came up with
+                reason = spec.NOT_AUTHORIZED
             reasons.append(reason)
         # [MQTT-3.8.4-1] [MQTT-3.8.4-2] [MQTT-3.8.4-6] [MQTT-2.2.1-6]; without properties:
         # [MQTT-3.9.2-1] [MQTT-3.9.2-2] [MQTT-3.1.2-29]

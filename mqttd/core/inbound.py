@@ -361,6 +361,8 @@ class Inbound(Handshake):
     def _deny(self, packet_id: int, qos2: bool, code: int) -> None:
         """A message that isn't taken: an error for MQTT 5, silence before."""
         self.counters.publish_refused += 1
+        if code not in spec.PUBACK_REASONS:  # [MQTT-3.4.2-1] [MQTT-3.5.2-1]
+            code = spec.NOT_AUTHORIZED  # whatever a hook came up with
         reason = code if self.version >= 5 else spec.SUCCESS
         # [MQTT-3.4.2-2] [MQTT-3.4.2-3] [MQTT-3.5.2-2] [MQTT-3.5.2-3] [MQTT-3.1.2-29] no properties.
         if qos2:

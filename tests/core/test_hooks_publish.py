@@ -87,6 +87,18 @@ def test_what_is_denied_reaches_nobody(version: int, qos: int, later: bool) -> N
     assert not sender.closed
 
 
+@pytest.mark.parametrize("qos", [1, 2])
+@pytest.mark.parametrize("code", [spec.BANNED, spec.KEEP_ALIVE_TIMEOUT, 0xFF, 0x1FF])
+def test_a_code_that_no_acknowledgement_has_is_told_as_another(code: int, qos: int) -> None:
+    """[MQTT-3.4.2-1] [MQTT-3.5.2-1] a client may close on a code that isn't in the table."""
+    h = Harness()
+    ask(h, False, lambda message: denied(code))
+    sender = h.client("s", auto_ack=False)
+    sender.publish("a", b"1", qos)
+    assert acknowledgements(sender) == [(Puback if qos == 1 else Pubrec, 1, spec.NOT_AUTHORIZED)]
+    assert h.broker.counters.bugs == 0
+
+
 def test_a_denied_qos_2_publish_keeps_no_identifier() -> None:
     """[MQTT-4.3.3-9] the exchange ends with PUBREC; MQTT 3 goes on to PUBREL and PUBCOMP."""
     h = Harness()

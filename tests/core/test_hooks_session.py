@@ -60,6 +60,17 @@ def test_each_filter_has_its_own_answer(version: int, later: bool) -> None:
     assert [got.topic for got in reader.messages()] == ["a", "b"]
 
 
+@each_version
+@pytest.mark.parametrize("code", [spec.BANNED, 0xFF, 0x1FF])
+def test_a_code_that_no_suback_has_is_told_as_another(code: int, version: int) -> None:
+    """[MQTT-3.9.3-2]"""
+    h = Harness()
+    Subscribing(h).deny["a"] = Grant(code)
+    reader = h.client("r", version)
+    subscribe(reader, "a")
+    assert reader.expect(Suback).reasons == [spec.NOT_AUTHORIZED if version == 5 else 0x80]
+
+
 def test_a_denied_filter_takes_nothing_away() -> None:
     """A subscription that is there stays as it was when a second SUBSCRIBE for it is refused."""
     h = Harness()
