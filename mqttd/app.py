@@ -329,7 +329,7 @@ class App:
         if reloader is None:
             return Report(problems=["the broker isn't running"])
         report = await reloader.reload()
-        self.config = reloader.config
+        self.config, self.prepared = reloader.config, reloader.prepared
         return report
 
     async def _reload_told(self) -> dict[str, object]:

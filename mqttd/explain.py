@@ -50,13 +50,52 @@ class Question:
 
 
 @dataclass(slots=True)
+class Tally:
+    """What was written down about a story for one receiver."""
+
+    queued: int = 0
+    left: int = 0  # of those: sent later, or dropped out of the queue
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def waiting(self) -> int:
+        return max(self.queued - self.left, 0)
+
+
+@dataclass(slots=True)
 class Story:
     """One message, or a run of messages that differ in nothing but their payload."""
 
     trace: Trace
     topic: str
     denied: bool = False
-    outcomes: list[Trace] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)  # by which plugins
+    tallies: dict[str, Tally] = field(default_factory=dict)
+
+    def tally(self, name: str) -> Tally:
+        found = self.tallies.get(name)
+        if found is None:
+            found = self.tallies[name] = Tally()
+        return found
+
+    def add(self, trace: Trace, number: int) -> None:
+        """`number` of the messages ended, or were put off, as a trace says."""
+        tally = self.tally(trace.client_id)
+        if trace.kind == watch.QUEUED:
+            tally.queued += number
+            return
+        if trace.kind == watch.DROPPED:
+            tally.dropped[trace.reason] = tally.dropped.get(trace.reason, 0) + number
+        tally.left += min(number, tally.waiting)
+
+    def room(self, trace: Trace) -> int:
+        """How many of the messages a trace can be about."""
+        tally = self.tally(trace.client_id)
+        if tally.queued or trace.kind == watch.SENT:
+            return tally.waiting
+        low = max(self.trace.serial, trace.serial)
+        high = min(self.trace.last_serial, trace.last_serial)
+        return max(high - low + 1 - sum(tally.dropped.values()), 0)
 
 
 async def stories(broker: Broker, question: Question) -> list[Story]:
@@ -76,19 +115,42 @@ async def stories(broker: Broker, question: Question) -> list[Story]:
             outcomes.append(trace)
     first = [story.trace.serial for story in found]
     for trace in outcomes:
-        # Serials only grow, and each belongs to one message.
-        place = bisect.bisect_right(first, trace.serial) - 1
-        if place < 0 or found[place].trace.last_serial < trace.serial:
-            continue  # its message is no longer in the record
-        story = found[place]
-        story.outcomes.append(trace)
-        if trace.kind == watch.CHANGED and not story.topic:
-            story.topic = trace.topic  # a plugin took it, so it was routed nowhere
+        _attribute(found, first, trace)
     about = [story for story in found if _is_about(broker, question, story)]
     return about[-question.limit :]
 
 
 _OUTCOMES: Final = (watch.DROPPED, watch.QUEUED, watch.SENT, watch.CHANGED)
+
+
+def _attribute(found: list[Story], first: list[int], trace: Trace) -> None:
+    """Give what a trace says to the stories that it is about.
+
+    Serials only grow, and each belongs to one message; but what leaves a queue in a row is one
+    trace, though it came in as many stories. A queue keeps the order, so they are filled in turn.
+    """
+    place = max(bisect.bisect_right(first, trace.serial) - 1, 0)
+    concerned = []
+    while place < len(found) and found[place].trace.serial <= trace.last_serial:
+        story = found[place]
+        place += 1
+        if story.trace.last_serial < trace.serial:
+            continue
+        if trace.kind == watch.CHANGED:
+            story.changed.append(trace.reason)
+            if not story.topic:
+                story.topic = trace.topic  # a plugin took it, so it was routed nowhere
+        elif story.topic == trace.topic and story.trace.client_id == trace.origin:
+            concerned.append(story)
+    left = trace.count
+    for story in concerned[:-1]:
+        number = min(story.room(trace), left)
+        left -= number
+        if number:
+            story.add(trace, number)
+    if concerned and left:
+        story = concerned[-1]
+        story.add(trace, left if len(concerned) == 1 else min(story.room(trace), left))
 
 
 def _is_about(broker: Broker, question: Question, story: Story) -> bool:
@@ -109,8 +171,9 @@ async def tell(
     """The messages as plain values, some at a time. `epoch` + the core's clock is wall time."""
     portion: list[dict[str, Any]] = []
     held = _Held(broker)
+    rules = _Rules(broker, hooks)
     for story in await stories(broker, question):
-        portion.append(await _told(broker, hooks, story, question, held, epoch))
+        portion.append(await _told(broker, rules, story, question, held, epoch))
         if len(portion) >= _PORTION:
             yield portion
             portion = []
@@ -120,14 +183,14 @@ async def tell(
 
 async def _told(
     broker: Broker,
-    hooks: HookManager | None,
+    rules: _Rules,
     story: Story,
     question: Question,
     held: _Held,
     epoch: float,
 ) -> dict[str, Any]:
     trace = story.trace
-    rule, now_asked = await _rule(broker, hooks, story)
+    rule, now_asked = await rules.of(story)
     names = trace.names
     if question.client_id and trace.client_id != question.client_id:
         names = tuple(name for name in names if _is_of(broker, name, question.client_id))
@@ -142,7 +205,7 @@ async def _told(
         "verdict": "denied" if story.denied else "accepted",
         "rule": rule,
         "asked_now": now_asked,
-        "changed_by": sorted({one.reason for one in story.outcomes if one.kind == watch.CHANGED}),
+        "changed_by": sorted(set(story.changed)),
         "receivers": [_received(broker, story, name, held) for name in names],
         "others": len(trace.names) - len(names),
     }
@@ -153,22 +216,30 @@ def _is_of(broker: Broker, name: str, client_id: str) -> bool:
     return name == client_id or (session is not None and name in session.subscriptions)
 
 
-async def _rule(broker: Broker, hooks: HookManager | None, story: Story) -> tuple[str, bool]:
-    """Which rule decided, and whether it had to be asked for now."""
-    trace = story.trace
-    if trace.reason or story.denied or hooks is None:
-        return trace.reason, False
-    session = broker.sessions.get(trace.client_id)
-    if session is None or not isinstance(session.guest, Client):
-        return "", False
-    if not hooks.chains.publish_deciders:
-        return "", False
-    decision = await hooks.chains.authorize_publish(
-        session.guest, story.topic, trace.qos, trace.retain
-    )
-    if isinstance(decision, Deny):
-        return decision.rule or decision.reason, True
-    return decision.rule, True
+class _Rules:
+    """Which rule decided on a message: as it was written down, or as the plugins say now."""
+
+    def __init__(self, broker: Broker, hooks: HookManager | None) -> None:
+        self._broker = broker
+        self._hooks = hooks
+        self._known: dict[tuple[str, str, int, bool], str] = {}
+
+    async def of(self, story: Story) -> tuple[str, bool]:
+        """The rule, and whether it had to be asked for now; once for each topic of a client."""
+        trace = story.trace
+        if trace.reason or story.denied or self._hooks is None:
+            return trace.reason, False
+        session = self._broker.sessions.get(trace.client_id)
+        if session is None or not isinstance(session.guest, Client):
+            return "", False
+        if not self._hooks.chains.publish_deciders:
+            return "", False
+        key = (trace.client_id, story.topic, trace.qos, trace.retain)
+        if key not in self._known:
+            decision = await self._hooks.chains.authorize_publish(session.guest, *key[1:])
+            reason = decision.reason if isinstance(decision, Deny) else ""
+            self._known[key] = decision.rule or reason
+        return self._known[key], True
 
 
 class _Held:
@@ -215,32 +286,16 @@ def _within(serials: list[int], trace: Trace) -> int:
 def _received(broker: Broker, story: Story, name: str, held: _Held) -> dict[str, Any]:
     """What became of a story for one of those it matched."""
     trace = story.trace
-    dropped: dict[str, int] = {}
-    queued = sent = 0
-    for one in story.outcomes:
-        if one.client_id != name:
-            continue
-        if one.kind == watch.QUEUED:
-            queued += one.count
-        elif one.kind == watch.SENT:
-            sent += one.count
-        elif one.kind == watch.DROPPED:
-            dropped[one.reason] = dropped.get(one.reason, 0) + one.count
+    tally = story.tallies.get(name) or Tally()
+    dropped = dict(tally.dropped)
     flying, waiting, more = held.of(name)
     in_flight = min(_within(flying, trace), trace.count)
     in_queue = _within(waiting, trace)
-    oldest_goes = broker.settings.queue_overflow == DROP_OLDEST
-    ended = sum(
-        number
-        for reason, number in dropped.items()
-        if reason in _AFTER_QUEUE or (oldest_goes and reason == count.DROP_QUEUE_FULL)
-    )
-    left = max(queued - sent - ended, 0)
     if more:
-        in_queue = max(in_queue, left)  # the rest of a deep queue is on disk
-    elif left > in_queue and oldest_goes:
+        in_queue = max(in_queue, tally.waiting)  # the rest of a deep queue is on disk
+    elif tally.waiting > in_queue and broker.settings.queue_overflow == DROP_OLDEST:
         # Only the store had it at hand, so nobody could write its end down.
-        gone = left - in_queue
+        gone = tally.waiting - in_queue
         dropped[count.DROP_QUEUE_FULL] = dropped.get(count.DROP_QUEUE_FULL, 0) + gone
     rest = trace.count - sum(dropped.values()) - in_flight - in_queue
     session = broker.sessions.get(name)
@@ -253,14 +308,6 @@ def _received(broker: Broker, story: Story, name: str, held: _Held) -> dict[str,
         "connected": _is_connected(session),
         "shared": name.startswith("$share/"),
     }
-
-
-# What may happen to a message after it was queued.
-_AFTER_QUEUE: Final = (
-    count.DROP_EXPIRED,
-    count.DROP_SESSION_ENDED,
-    count.DROP_NOT_AUTHORIZED,
-)
 
 
 def _is_connected(session: Session | None) -> bool:

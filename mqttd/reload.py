@@ -79,7 +79,7 @@ class _Plan:
 
 
 class Reloader:
-    """Changes one running broker; `config` is what is in force."""
+    """Changes one running broker; `config` and `prepared` are what is in force."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Reloader:
     ) -> None:
         """`listeners` is changed in place; `owns_log`: the log of the process is the broker's."""
         self.config = config
-        self._prepared = prepared
+        self.prepared = prepared
         self._flow = flow
         self._listeners = listeners
         self._monitor = monitor
@@ -141,7 +141,7 @@ class Reloader:
     # Sockets.
 
     def _plan(self, new: Config) -> _Plan:
-        authenticated = any(one.authenticates for one in self._prepared)
+        authenticated = any(one.authenticates for one in self.prepared)
         wanted = [endpoint_of(one, authenticated) for one in new.listeners]
         plan = _Plan()
         for listener in self._listeners:
@@ -192,8 +192,9 @@ class Reloader:
         self._listeners += plan.started
         names = {endpoint.name for endpoint in plan.fresh}
         for listener in plan.started:
-            kind = "rebound" if listener.endpoint.name in before else "added"
-            report.changed.append(f"listener {listener.endpoint.name}: {kind}")
+            name = listener.endpoint.name
+            kind = "rebound" if name in before else "added"
+            report.changed.append(f"listener {name}: {kind}, {' '.join(listener.urls)}")
         removed = before.keys() - names
         report.changed += [f"listener {name}: removed" for name in sorted(removed)]
         await self._close_clients(removed)
@@ -265,9 +266,9 @@ class Reloader:
         self, new: Config, prepared: list[Prepared], report: Report
     ) -> list[PluginEntry]:
         """Reload those that stay; returns the entries that are in force."""
-        running = {one.name: one for one in self._prepared}
+        running = {one.name: one for one in self.prepared}
         if [(one.name, one.entry.use) for one in prepared] != [
-            (one.name, one.entry.use) for one in self._prepared
+            (one.name, one.entry.use) for one in self.prepared
         ]:
             report.restart.append("plugins: added, removed, or in another order")
         same = [
@@ -284,8 +285,8 @@ class Reloader:
             if one.entry != running[one.name].entry:
                 report.changed.append(f"plugin {one.name}: its configuration")
             running[one.name] = one
-        self._prepared = [running[one.name] for one in self._prepared]
-        return [one.entry for one in self._prepared]
+        self.prepared = [running[one.name] for one in self.prepared]
+        return [one.entry for one in self.prepared]
 
 
 def certificates_of(listeners: list[Listener]) -> dict[str, float]:

@@ -92,9 +92,7 @@ def _published(question: Question, found: list[Story]) -> list[dict[str, Any]]:
         )
         findings.append(finding("publish_denied", says, rule=story.trace.reason))
     for story in found:
-        takers = [
-            one.reason for one in story.outcomes if one.kind == watch.CHANGED and ": " in one.reason
-        ]
+        takers = [one for one in story.changed if ": " in one]
         if takers and not story.trace.names:
             findings.append(finding("taken_by_plugin", f"A plugin took it: {takers[-1]}."))
             break

@@ -157,6 +157,26 @@ def test_what_came_out_of_the_queue_later() -> None:
     assert (found["queued"], found["delivered"]) == (0, 1)
 
 
+def test_what_leaves_a_queue_in_a_row_belongs_to_many_messages() -> None:
+    h = recording()
+    away = h.client("away", expiry=60)
+    away.subscribe("a/#", qos=1)
+    away.drop()
+    pub = h.client("pub")
+    for _ in range(3):
+        pub.publish("a/1", b"x", 1)
+        pub.publish("a/2", b"x", 1)
+    h.client("away", clean=False, expiry=60)
+    assert [receiver(message, "away")["delivered"] for message in told(h)] == [1] * 6
+    h.client("away", clean=False, expiry=60).drop()
+    pub.publish("a/1", b"x", 1, message_expiry=1)
+    pub.publish("a/1", b"x", 1, message_expiry=1)
+    h.advance(5)
+    h.client("away", clean=False, expiry=60)
+    last = [receiver(message, "away") for message in told(h)[-2:]]
+    assert [one["dropped"] for one in last] == [{"expired": 1}] * 2
+
+
 def test_what_expired_in_the_queue() -> None:
     h = recording()
     away = h.client("away", expiry=600)

@@ -15,30 +15,20 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, NoReturn, TypeVar
 
 from mqttd.config import Config, Problem
-from mqttd.core import spec
 from mqttd.hooks.loader import Prepared
-from mqttd.hooks.plugin import (
-    BrokerServices,
-    InternalClient,
-    Plugin,
-    SessionInfo,
-    Table,
-    Timer,
-)
-from mqttd.hooks.values import Allow, Client, Deny, Message
+from mqttd.hooks.plugin import BrokerServices, Plugin
 
 CHECK_S: Final = 30.0  # that a plugin may take for its check
 
-HOOKS: Final = (
-    *("authenticate", "authenticate_enhanced"),
-    *("authorize_publish", "authorize_subscribe", "authorize_receive"),
-    *("on_connect", "on_subscribe", "on_unsubscribe", "on_publish", "on_deliver"),
-    "observe",
+HOOKS: Final = tuple(
+    name
+    for name in vars(Plugin)
+    if name.startswith(("authenticate", "authorize_", "on_")) or name == "observe"
 )
 
 ResultT = TypeVar("ResultT")
@@ -48,8 +38,8 @@ class NoBroker(RuntimeError):
     """A plugin asked for something that is there only while the broker runs."""
 
 
-class NoServices(BrokerServices):
-    """What a plugin gets that is only checked: a clock, a log, threads. The rest raises."""
+class _Harmless(BrokerServices):
+    """What can be had without a broker: a clock, a log, threads."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -70,48 +60,26 @@ class NoServices(BrokerServices):
     def audit(self, kind: str, **fields: object) -> None:
         """Nothing has changed."""
 
-    async def publish(self, message: Message) -> int:
-        _refuse("publish")
 
-    async def client(
-        self, client_id: str, *, receive_maximum: int = 256, session_expiry_s: int = 0xFFFFFFFF
-    ) -> InternalClient:
-        _refuse("client")
+def _refusal(what: str) -> Callable[..., NoReturn]:
+    def refuse(self: BrokerServices, *arguments: object, **more: object) -> NoReturn:
+        raise NoBroker(f"it asked for {what}, which only a broker that runs can do")
 
-    def retained(self, topic_filter: str) -> AsyncIterator[Message]:
-        _refuse("retained")
-
-    def session(self, client_id: str) -> SessionInfo | None:
-        _refuse("session")
-
-    def sessions(self) -> AsyncIterator[SessionInfo]:
-        _refuse("sessions")
-
-    def kick(
-        self, client_id: str, reason: str = "", code: int = spec.ADMINISTRATIVE_ACTION
-    ) -> bool:
-        _refuse("kick")
-
-    def forget_decisions(self, client_id: str | None = None) -> None:
-        _refuse("forget_decisions")
-
-    async def may_publish(
-        self, client: Client, topic: str, qos: int = 0, retain: bool = False
-    ) -> Allow | Deny:
-        _refuse("may_publish")
-
-    def call_later(self, delay_s: float, action: Callable[[], object]) -> Timer:
-        _refuse("call_later")
-
-    def spawn(self, work: Awaitable[object], name: str = "") -> Timer:
-        _refuse("spawn")
-
-    def table(self, name: str = "") -> Table:
-        _refuse("table")
+    return refuse
 
 
-def _refuse(what: str) -> NoReturn:
-    raise NoBroker(f"it asked for {what}, which only a broker that runs can do")
+def no_services(name: str) -> BrokerServices:
+    """What a plugin gets that is only checked; all but the harmless raises `NoBroker`."""
+    made: BrokerServices = _NO_SERVICES(name)
+    return made
+
+
+# Whatever services there will be: one that isn't harmless is refused.
+_NO_SERVICES: Final[Any] = type(
+    "NoServices",
+    (_Harmless,),
+    {name: _refusal(name) for name in _Harmless.__abstractmethods__},
+)
 
 
 async def check(config: Config, prepared: list[Prepared]) -> list[Problem]:
@@ -127,7 +95,7 @@ async def check(config: Config, prepared: list[Prepared]) -> list[Problem]:
 
 async def _fault(one: Prepared) -> str:
     try:
-        plugin = one.made_by(one.config, NoServices(one.name))
+        plugin = one.made_by(one.config, no_services(one.name))
         async with asyncio.timeout(CHECK_S):
             await plugin.check()
     except TimeoutError:

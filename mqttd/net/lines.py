@@ -154,10 +154,10 @@ async def _send(writer: asyncio.StreamWriter, lines: list[dict[str, object]]) ->
 
 
 def peer_uid(sock: socket.socket) -> int:
-    """The user at the other end of a Unix socket; -1 where the system doesn't say."""
+    """The user at the other end of a Unix socket; -1 for nobody that could be told."""
     option = getattr(socket, "SO_PEERCRED", None)
-    if option is None:
-        return -1
+    if option is None:  # not Linux: the permissions of the file have to do
+        return os.geteuid()
     try:
         found = sock.getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size)
     except OSError:
