@@ -17,7 +17,7 @@ only the broker writes, so that each knows what has been here.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
 from mqttd.api import DROPPED as DROPPED_EVENT
@@ -49,9 +49,9 @@ class BridgePlugin(Plugin[BridgeConfigT]):
         self.link: Link | None = None
         self.outward: Outward | None = None
         self.inward: Inward | None = None
+        self.origin = ""  # what ids begin with, the same at every start
         self._client: InternalClient | None = None
         self._tasks: list[Timer] = []
-        self._publish: Callable[[Message], Awaitable[int]] = broker.publish
 
     @abstractmethod
     def remote(self) -> Remote:
@@ -68,6 +68,7 @@ class BridgePlugin(Plugin[BridgeConfigT]):
         shared = any(one.rule.share is not None for one in out)
         identity = Identity(broker.table(), broker.table("ids"), shared)
         await identity.open()
+        self.origin = identity.origin
         client = await broker.client(
             config.client_id or f"bridge/{broker.name}", receive_maximum=config.window
         )
@@ -149,7 +150,7 @@ class BridgePlugin(Plugin[BridgeConfigT]):
                 self.outward.figures.never_taken(event.reason)
 
     def _applied(self, config: BridgeConfigT) -> list[Applied]:
-        return [Applied(rule) for rule in config.rules]
+        return [Applied(rule) for rule in config.all_rules()]
 
     def _state_changed(self) -> None:
         self.broker.spawn(self._tell_state(), "state")

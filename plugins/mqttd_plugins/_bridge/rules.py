@@ -143,7 +143,8 @@ class BridgeConfig(PluginConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> BridgeConfig:
-        if not self.rules:
+        rules = self.all_rules()
+        if not rules:
             raise ValueError("rules: none, so nothing would ever be bridged")
         if self.retry_first <= 0 or self.retry_most < self.retry_first:
             raise ValueError("retry_first is above 0, retry_most not below it")
@@ -154,24 +155,28 @@ class BridgeConfig(PluginConfig):
                 validate_topic_name(self.dead_letter)
             except ProtocolError as error:
                 raise ValueError(f"dead_letter: no topic: {error.detail}") from None
-        placed(self.rules)
         if self.dead_letter is not None:
-            for rule in self.rules:
+            for rule in rules:
                 if rule.direction == "out" and matches(rule.source, self.dead_letter):
                     raise ValueError(f"dead_letter: {rule.place} would take it out again")
-        shared = [rule for rule in self.rules if rule.share is not None]
+        shared = [rule for rule in rules if rule.share is not None]
         for rule in shared:
-            for other in self.rules:
+            for other in rules:
                 if other is not rule and other.direction == "out" and _both(rule, other):
                     raise ValueError(
                         f"{rule.place}: with `share` its filter may not overlap with {other.place}"
                     )
         return self
 
+    def all_rules(self) -> list[Rule]:
+        """The rules, each knowing its place."""
+        placed(self.rules)
+        return list(self.rules)
 
-def placed(rules: Sequence[Rule], name: str = "rules") -> None:
+
+def placed(rules: Sequence[Rule], name: str = "rules", first: int = 0) -> None:
     """Tell each rule where it stands."""
-    for number, rule in enumerate(rules):
+    for number, rule in enumerate(rules, first):
         rule._place = f"{name}[{number}]"
 
 
