@@ -143,7 +143,7 @@ def test_a_will_after_a_disconnect_is_unexpected(
 
 
 def test_a_delay_is_no_trouble_and_shows_in_the_latency(
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lies = Lies()
     lies.delay = {3, 4, 5}
@@ -151,7 +151,10 @@ def test_a_delay_is_no_trouble_and_shows_in_the_latency(
     with liar as port, pytest.MonkeyPatch.context() as patch:
         patch.setattr("device_sim.flood.Idle", liar.idle)
         arguments = ["-n", "2", "-c", "10", "-r", "20", "-q", "1", "--settle", "0.3"]
+        arguments += ["--report", str(tmp_path / "page.html"), "--junit", str(tmp_path / "x.xml")]
         code = main(["flood", "-p", str(port), "--quiet", "--json", *arguments])
+    assert "GOOD: every promise was kept" in (tmp_path / "page.html").read_text()
+    assert 'failures="0" errors="0"' in (tmp_path / "x.xml").read_text()
     result = json.loads(capsys.readouterr().out)
     assert code == 0
     assert troubles(result) == {}
