@@ -49,6 +49,9 @@ def core_message_of(message: Message, now: float, origin: str) -> CoreMessage:
         raise ValueError(f"not a message: {error}") from error
     if message.qos not in (0, 1, 2) or not isinstance(message.payload, bytes):
         raise ValueError("not a message: QoS has to be 0, 1 or 2, the payload bytes")
+    expires_in_s = message.expires_in_s
+    if expires_in_s is not None and not -spec.MAX_U32 <= expires_in_s <= spec.MAX_U32:
+        raise ValueError("not a message: its expiry has to be seconds that fit four bytes")
     return CoreMessage(
         message.topic,
         message.topic.encode("utf-8"),
@@ -56,7 +59,7 @@ def core_message_of(message: Message, now: float, origin: str) -> CoreMessage:
         message.qos,
         message.retain,
         block,
-        0.0 if message.expires_in_s is None else now + message.expires_in_s,
+        0.0 if expires_in_s is None else now + expires_in_s,
         origin,
     )
 
