@@ -18,7 +18,7 @@ import asyncio
 import heapq
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar, cast
 
@@ -30,11 +30,15 @@ from mqttd.api import (
     Deny,
     InternalClient,
     Message,
+    MessageProperties,
     Plugin,
     PluginConfig,
     ProtocolError,
     Received,
+    Responder,
     SessionInfo,
+    ShareInfo,
+    SharePolicy,
     Table,
     Timer,
     matches,
@@ -221,6 +225,10 @@ class StandIn(BrokerServices):
         self.tables: dict[str, _Rows] = {}
         self.clients: dict[str, StandInClient] = {}
         self.works: list[_Work] = []
+        self.replies: dict[str, bytes] = {}  # topic of a request → payload of its answer
+        self.responders: dict[str, Responder] = {}
+        self.shares: dict[str, ShareInfo] = {}
+        self.policies: dict[str, SharePolicy | None] = {}
         self._calls: list[_Call] = []
         self._order = 0
 
@@ -267,6 +275,32 @@ class StandIn(BrokerServices):
         client = StandInClient(self, client_id, receive_maximum, session_expiry_s > 0)
         self.clients[client_id] = client
         return client
+
+    async def request(
+        self,
+        topic: str,
+        payload: bytes = b"",
+        *,
+        timeout_s: float = 5.0,
+        qos: int = 1,
+        properties: MessageProperties | None = None,
+    ) -> Message:
+        await self.publish(Message(topic, payload, qos, properties=properties))
+        if topic not in self.replies:
+            raise TimeoutError(f"no answer on {topic}")
+        return Message("$reply/stand-in", self.replies[topic], qos)
+
+    async def respond(
+        self, topic_filter: str, handler: Responder, *, reply_to: Sequence[str] = ()
+    ) -> Timer:
+        self.responders[topic_filter] = handler
+        return _Call(0.0, 0, lambda: None)
+
+    def govern(self, topic_filter: str, policy: SharePolicy | None) -> None:
+        self.policies[topic_filter] = policy
+
+    def share(self, topic_filter: str) -> ShareInfo | None:
+        return self.shares.get(topic_filter)
 
     async def retained(self, topic_filter: str) -> AsyncIterator[Message]:
         for topic, message in list(self.retains.items()):

@@ -15,6 +15,7 @@ Invariant: fail closed. An exception out of a slot is a refusal, never an admiss
 from collections.abc import Callable
 
 from mqttd.core import spec
+from mqttd.core.letters import Letter
 from mqttd.core.message import Message
 from mqttd.core.packets import Connect, Filter
 
@@ -134,3 +135,5 @@ class Hooks:
         self.deliver: Callable[[object, Message, int], Message | None] | None = None
         # will(session, message): publish it if it may be published, now or later.
         self.will: Callable[[object, Message], None] | None = None
+        # undelivered(letter) -> what is published instead, with the mark of a dead letter.
+        self.undelivered: Callable[[Letter], Message | None] | None = None

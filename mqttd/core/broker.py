@@ -91,11 +91,15 @@ class Broker(Registry):
     @property
     def ready(self) -> bool:
         """There is deferred work: call `run` on the next tick."""
-        return bool(self.context.runnable) or bool(self.context.groups)
+        context = self.context
+        if context.letters is not None and context.letters.waiting and not self.journal.refusing:
+            return True
+        return bool(context.runnable) or bool(context.groups)
 
     def run(self, now: float) -> None:
-        """One slice of the deferred work: retained replays and the queues of shared groups."""
+        """One slice of the deferred work: dead letters, retained replays, queues of groups."""
         context = self.context
+        self.bury(now)
         groups = context.groups
         if groups:
             context.groups = {}
@@ -287,6 +291,32 @@ class Broker(Registry):
         after = self.journal.last()
         durable = self.journal.enabled and (message.undurable > 0 or after > before)
         return Submitted(found, after if durable or message.retain else 0)
+
+    def bury(self, now: float) -> int:
+        """Publish what stands for messages that ended undelivered; returns the barrier.
+
+        Before `take_batch`, so that a message and its dead letter change places in one
+        transaction. While the store takes nothing they wait, as their messages' ends do.
+        """
+        letters = self.context.letters
+        hook = self.hooks.undelivered
+        if letters is None or hook is None or not letters.waiting or self.journal.refusing:
+            return 0
+        barrier = 0
+        self.context.at(now)
+        for letter in letters.take():
+            try:
+                message = hook(letter)
+                if message is None:
+                    continue
+                self.publish(message, now)
+            except Exception:  # one letter less, and no message the worse for it
+                self.counters.hook_failures += 1
+                continue
+            letters.published += 1
+            if message.undurable or message.retain:
+                barrier = self.journal.last()
+        return barrier
 
     def kick(self, client_id: str, code: int, reason: str, now: float) -> bool:
         """End the connection of a client; False where it has none."""

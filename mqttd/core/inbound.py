@@ -267,6 +267,8 @@ class Inbound(Handshake):
             barrier = self.router.retain(message) if message.retain else 0  # [MQTT-3.3.1-8]
             # [MQTT-4.3.2-5] an identifier is never compared with that of another PUBLISH.
             found = self.router.route(message, matched, session, now)
+            if self.context.letters is not None:
+                barrier = max(barrier, self.router.bury(now))
         waits_for: Message | None = None
         frees = False
         if message.undurable:
@@ -324,6 +326,8 @@ class Inbound(Handshake):
             if message.retain:  # [MQTT-3.3.1-8]
                 barrier = max(barrier, self.router.retain(message))
             found = self.router.route(message, matched, session, now)
+            if self.context.letters is not None:
+                barrier = max(barrier, self.router.bury(now))
         if message.undurable:
             barrier = self.journal.seq
         if found == 0 and self.version >= 5:

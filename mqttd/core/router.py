@@ -125,6 +125,10 @@ class Router:
         """Deliver to everybody who matches; returns how many did."""
         raise AssertionError("a Router has to override route")
 
+    def bury(self, now: float) -> int:
+        """Publish what stands for messages that ended undelivered; returns the barrier."""
+        raise AssertionError("a Router has to override bury")
+
     def storable(self, message: Message, matched: Matched) -> bool:
         """Whether the store would have to keep something of the message."""
         raise AssertionError("a Router has to override storable")

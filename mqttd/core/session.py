@@ -25,6 +25,7 @@ from mqttd.core.auth import Hooks
 from mqttd.core.counters import Counters
 from mqttd.core.inflight import QUEUED, RELEASED, SENT, SETTLED, Delivery, Window
 from mqttd.core.journal import DELIVERY_FORGET, Journal
+from mqttd.core.letters import Letters
 from mqttd.core.link import Link
 from mqttd.core.message import Holder, Message
 from mqttd.core.packets import Will
@@ -59,6 +60,7 @@ class Context:
         self.journal = journal
         self.hooks = Hooks()
         self.watcher: Watcher | None = None
+        self.letters: Letters | None = None
         self.now: float = 0.0  # of the last commit: who is released by it has no other clock
         self.runnable: deque[Session] = deque()  # sessions with a replay that can go on
         self.holding: dict[Holder, None] = {}  # connections that hold acknowledgements back
@@ -74,11 +76,16 @@ class Context:
         if self.watcher is not None:
             self.watcher.now = now
 
-    def drop(self, reason: str, client_id: str, message: Message) -> None:
-        """Count a message that ends here for one receiver, and why."""
+    def drop(self, reason: str, client_id: str, message: Message, group: str = "") -> None:
+        """Count a message that ends here for one receiver, and why.
+
+        Where it ends for all of a shared `group`, that is named, and a client that had it.
+        """
         self.counters.drop(reason)
+        if self.letters is not None:
+            self.letters.add(reason, client_id, group, message)
         if self.watcher is not None:
-            self.watcher.outcome(watch.DROPPED, client_id, message, reason)
+            self.watcher.outcome(watch.DROPPED, client_id or group, message, reason)
 
     def delivered(self, client_id: str, message: Message) -> None:
         """Count a message that one receiver has got."""
@@ -108,12 +115,14 @@ class Context:
     def drop_unread(self, reason: str, number: int = 1) -> None:
         """Count messages that end here and that only the store has at hand."""
         self.counters.drop(reason, number)
+        if self.letters is not None:
+            self.letters.miss(reason, number)
 
-    def drop_oldest(self, queue: Queue, owner: str) -> Delivery | None:
+    def drop_oldest(self, queue: Queue, client_id: str, group: str = "") -> Delivery | None:
         """Make room in a full queue: the delivery to settle, if it is at hand."""
         if queue.head:
             oldest = queue.pop()
-            self.drop(count.DROP_QUEUE_FULL, owner, oldest.message)
+            self.drop(count.DROP_QUEUE_FULL, client_id, oldest.message, group)
             return oldest
         self.drop_unread(count.DROP_QUEUE_FULL)
         self.journal.record(DELIVERY_FORGET, "", "", queue.pop_serial())
@@ -270,8 +279,12 @@ class Session(Subscriber):
 
     def discard(self, delivery: Delivery, reason: str) -> None:
         """End a delivery unsent, counted by reason."""
-        self.context.drop(reason, self.client_id, delivery.message)
+        self._drop(delivery, reason)
         self._settle(delivery)
+
+    def _drop(self, delivery: Delivery, reason: str) -> None:
+        group = "" if delivery.group is None else delivery.group.title
+        self.context.drop(reason, self.client_id, delivery.message, group)
 
     def adopt(self, delivery: Delivery, now: float) -> None:
         """Send a delivery of a shared group on this session; the caller has seen that it can."""
@@ -398,7 +411,7 @@ class Session(Subscriber):
         if self.quota < self.quota_max:
             self.quota += 1
         if reason >= 0x80:  # [MQTT-4.8.2-6] ended for all of a group
-            self.context.drop(count.DROP_REFUSED, self.client_id, delivery.message)
+            self._drop(delivery, count.DROP_REFUSED)
         else:
             self.context.delivered(self.client_id, delivery.message)
         self._settle(delivery)

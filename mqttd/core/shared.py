@@ -81,7 +81,7 @@ def _distribute(group: SharedGroup, message: Message, now: float, context: Conte
     ):
         member = _next_member(group, message, False)
         if member is None:
-            context.drop(count.DROP_NO_MEMBER, _name(group), message)
+            context.drop(count.DROP_NO_MEMBER, "", message, group.title)
             return
         session = member.subscriber
         assert isinstance(session, Session)
@@ -95,7 +95,7 @@ def _distribute(group: SharedGroup, message: Message, now: float, context: Conte
             _assign(group, member, delivery, now)
             return
         if _nobody_may(group, message):
-            context.drop(count.DROP_NOT_AUTHORIZED, _name(group), message)
+            context.drop(count.DROP_NOT_AUTHORIZED, "", message, group.title)
             return
     _keep(group, delivery, now, context)
     if message.barrier > context.journal.committed:
@@ -152,7 +152,7 @@ def give_back(orphans: list[Delivery], context: Context, tried: bool = True) -> 
         if group.outstanding is delivery:
             group.outstanding = None
         if not group.members:
-            context.drop(count.DROP_SESSION_ENDED, _name(group), delivery.message)
+            context.drop(count.DROP_SESSION_ENDED, "", delivery.message, group.title)
             continue
         if tried and delivery.sent:
             delivery.redeliveries += 1
@@ -246,17 +246,18 @@ def served_member(group: SharedGroup) -> Subscription | None:
     """Who of an exclusive group is served: whoever was first, until it leaves."""
     if group.served is not None:
         member = group.member(group.served)
-        if member is not None and _is_there(member):
+        if member is not None and is_there(member):
             return member
     found: Subscription | None = None
     for member in group.members:
-        if _is_there(member) and (found is None or member.order < found.order):
+        if is_there(member) and (found is None or member.order < found.order):
             found = member
     group.served = None if found is None else found.subscriber
     return found
 
 
-def _is_there(member: Subscription) -> bool:
+def is_there(member: Subscription) -> bool:
+    """Whether a member is connected."""
     session = member.subscriber
     assert isinstance(session, Session)
     return session.link is not None and session.link.established
@@ -279,10 +280,6 @@ def _nobody_may(group: SharedGroup, message: Message) -> bool:
             return False
         asked += 1
     return asked > 0
-
-
-def _name(group: SharedGroup) -> str:
-    return "$share/" + group.name + "/" + group.topic_filter
 
 
 def _assign(group: SharedGroup, member: Subscription, delivery: Delivery, now: float) -> None:
@@ -341,10 +338,10 @@ def _keep(group: SharedGroup, delivery: Delivery, now: float, context: Context) 
             _drop(group, first, count.DROP_EXPIRED, context)
         if len(queue) >= limit:
             if overflow != DROP_OLDEST:
-                context.drop(count.DROP_QUEUE_FULL, _name(group), delivery.message)
+                context.drop(count.DROP_QUEUE_FULL, "", delivery.message, group.title)
                 return
             while len(queue) >= limit and (queue.head or queue.tail):
-                oldest = context.drop_oldest(queue, _name(group))
+                oldest = context.drop_oldest(queue, "", group.title)
                 if oldest is not None:
                     _settle(group, oldest, context)
     if durable:
@@ -356,7 +353,7 @@ def _keep(group: SharedGroup, delivery: Delivery, now: float, context: Context) 
     else:
         context.leave(queue, delivery)
     context.queued_groups[group] = None
-    context.trace(watch.QUEUED, _name(group), delivery.message)
+    context.trace(watch.QUEUED, group.title, delivery.message)
 
 
 def _replace(group: SharedGroup, queue: Queue, message: Message, context: Context) -> None:
@@ -417,7 +414,7 @@ def is_durable(group: SharedGroup) -> bool:
 
 
 def _drop(group: SharedGroup, delivery: Delivery, reason: str, context: Context) -> None:
-    context.drop(reason, _name(group), delivery.message)
+    context.drop(reason, "", delivery.message, group.title)
     _settle(group, delivery, context)
 
 

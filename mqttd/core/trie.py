@@ -130,6 +130,11 @@ class SharedGroup:
         self.latest: dict[bytes, int] = {}  # topic → serial of what waits, of a last-value group
         self._places: dict[Subscriber, int] = {}
 
+    @property
+    def title(self) -> str:
+        """The filter by which its members subscribe."""
+        return "$share/" + self.name + "/" + self.topic_filter
+
     def join(self, subscription: Subscription) -> Subscription | None:
         """Add a member; return the one it replaces."""
         place = self._places.get(subscription.subscriber, -1)

@@ -221,6 +221,6 @@ def names_of(matched: Matched) -> tuple[str, ...]:
     if names is None:
         found = [target.subscriber.client_id for target in matched.targets]
         for group in matched.groups:
-            found.append("$share/" + group.name + "/" + group.topic_filter)
+            found.append(group.title)
         names = matched.names = tuple(found)
     return names

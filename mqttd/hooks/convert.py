@@ -7,6 +7,8 @@ Invariant: what comes back from a plugin is checked like what comes from the net
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Final
 
 from mqttd.core import spec
@@ -14,12 +16,13 @@ from mqttd.core.decode import decode_connect
 from mqttd.core.encode import encode_connect
 from mqttd.core.errors import ProtocolError
 from mqttd.core.framer import Framer
+from mqttd.core.letters import MARK
 from mqttd.core.message import Message as CoreMessage
 from mqttd.core.packets import Connect, Will
 from mqttd.core.properties import decode_forwardable
 from mqttd.core.settings import NEVER
 from mqttd.core.topics import validate_topic_name
-from mqttd.hooks.values import ConnectRequest, Message
+from mqttd.hooks.values import ConnectRequest, Message, Undelivered
 
 _LONGEST: Final = spec.MAX_VARINT + 5  # bytes of a packet
 
@@ -61,6 +64,25 @@ def core_message_of(message: Message, now: float, origin: str) -> CoreMessage:
         block,
         0.0 if expires_in_s is None else now + expires_in_s,
         origin,
+    )
+
+
+def letter_of(made: Message, undelivered: Undelivered) -> Message:
+    """The dead letter that a plugin made, with the properties that all dead letters have."""
+    found = [
+        (MARK, undelivered.reason),
+        ("mqttd-topic", undelivered.message.topic),
+        ("mqttd-time", datetime.now(UTC).isoformat(timespec="milliseconds")),
+    ]
+    if undelivered.client_id:
+        found.append(("mqttd-client", undelivered.client_id))
+    if undelivered.share:
+        found.append(("mqttd-share", undelivered.share))
+    if undelivered.message.client_id:
+        found.append(("mqttd-publisher", undelivered.message.client_id))
+    before = made.properties
+    return made.replace(
+        properties=replace(before, user_properties=(*before.user_properties, *found))
     )
 
 

@@ -35,12 +35,14 @@ from mqttd.hooks.values import (
     Message,
     NotMine,
     SubscriptionRequest,
+    Undelivered,
 )
 
 _DECISION: Final = (Allow, Deny, NotMine)
 _NOTHING: Final = type(None)
 _DECIDERS: Final = ("authenticate", "authorize_publish", "authorize_subscribe", "authorize_receive")
 _TRANSFORMERS: Final = ("on_connect", "on_subscribe", "on_unsubscribe", "on_publish", "on_deliver")
+# `on_undelivered` is neither: it needs no client.
 
 
 class Chains:
@@ -65,6 +67,7 @@ class Chains:
         self.on_unsubscribe = with_hook("on_unsubscribe")
         self.on_publish = with_hook("on_publish")
         self.on_deliver = with_hook("on_deliver")
+        self.on_undelivered = with_hook("on_undelivered")
 
         self.any = any(
             guard.has(name)
@@ -243,6 +246,16 @@ class Chains:
                     return Drop(f"plugin {guard.name} made {wrong}")
                 message = answer
         return message
+
+    def undelivered(self, undelivered: Undelivered) -> Message | None:
+        """The dead letter of the first plugin that has one."""
+        for guard in self.on_undelivered:
+            if undelivered.reason not in guard.plugin.undelivered:
+                continue
+            answer = guard.ask_now("on_undelivered", (Message, _NOTHING), undelivered)
+            if isinstance(answer, Message) and not self._wrong(answer):
+                return answer
+        return None
 
 
 def _decided(guard: Guard, answer: Any) -> Decision:

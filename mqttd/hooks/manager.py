@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -24,11 +24,18 @@ from mqttd.core.auth import AuthStep, FilterRuling, Grant, Ruling, Verdict
 from mqttd.core.broker import Broker
 from mqttd.core.connection import Connection
 from mqttd.core.errors import ProtocolError
+from mqttd.core.letters import Letter, Letters
 from mqttd.core.message import Message as CoreMessage
 from mqttd.core.packets import Connect, Filter
 from mqttd.core.session import Session
 from mqttd.core.topics import split_shared, validate_topic_filter
-from mqttd.hooks.convert import apply_request, core_message_of, message_of, request_of
+from mqttd.hooks.convert import (
+    apply_request,
+    core_message_of,
+    letter_of,
+    message_of,
+    request_of,
+)
 from mqttd.hooks.deciders import Chains
 from mqttd.hooks.guard import WATCH, Guard, begin
 from mqttd.hooks.loader import Prepared
@@ -36,6 +43,7 @@ from mqttd.hooks.observers import Observer, Observers
 from mqttd.hooks.plugin import Plugin
 from mqttd.hooks.services import Services, Works
 from mqttd.hooks.values import (
+    UNDELIVERED,
     Allow,
     Client,
     Continue,
@@ -44,6 +52,7 @@ from mqttd.hooks.values import (
     Drop,
     NotMine,
     SubscriptionRequest,
+    Undelivered,
 )
 
 logger: Final = logging.getLogger("mqttd.plugins")
@@ -190,6 +199,9 @@ class HookManager:
             hooks.receive = self._receive
         if chains.on_deliver:
             hooks.deliver = self._deliver
+        if chains.on_undelivered:
+            self.broker.context.letters = Letters(_reasons(chains.on_undelivered))
+            hooks.undelivered = self._undelivered
 
     def _soon(
         self,
@@ -510,6 +522,13 @@ class HookManager:
             return None
         return core_message_of(made, now, message.origin)
 
+    def _undelivered(self, letter: Letter) -> CoreMessage | None:
+        now = monotonic()
+        message = message_of(letter.message, now)
+        told = Undelivered(message, letter.reason, letter.client_id, letter.group)
+        made = self.chains.undelivered(told)
+        return None if made is None else core_message_of(letter_of(made, told), now, "")
+
     # What decisions rest on has changed.
 
     def forget_decisions(self, client_id: str | None) -> None:
@@ -543,6 +562,17 @@ class HookManager:
     async def may_publish(self, client: Client, topic: str, qos: int, retain: bool) -> Allow | Deny:
         """See `BrokerServices.may_publish`."""
         return await self.chains.authorize_publish(client, topic, qos, retain)
+
+
+def _reasons(guards: Sequence[Guard]) -> frozenset[str]:
+    """The reasons for which plugins want dead letters. PluginError for one that is none."""
+    found: set[str] = set()
+    for guard in guards:
+        unknown = sorted(guard.plugin.undelivered - UNDELIVERED)
+        if unknown:
+            raise PluginError(f"plugin {guard.name} wants letters of {', '.join(unknown)}")
+        found |= guard.plugin.undelivered
+    return frozenset(found)
 
 
 def _valid_s(decision: Allow) -> float:

@@ -33,7 +33,10 @@ from mqttd.hooks.values import (
     Message,
     MessageProperties,
     NotMine,
+    ShareInfo,
+    SharePolicy,
     SubscriptionRequest,
+    Undelivered,
 )
 from mqttd.scalars import Node
 
@@ -53,6 +56,8 @@ class Plugin(Generic[ConfigT]):
     """Filled in from the type parameter."""
     watches: frozenset[str] = frozenset()
     """The kinds of events that `observe` wants; may be set on the class or by `__init__`."""
+    undelivered: frozenset[str] = frozenset()
+    """The reasons for which `on_undelivered` is asked; may be set by `__init__` as well."""
     auth_methods: tuple[str, ...] = ()
     """The authentication methods of MQTT 5 that `authenticate_enhanced` serves."""
 
@@ -164,6 +169,15 @@ class Plugin(Generic[ConfigT]):
         """
         return None
 
+    def on_undelivered(self, undelivered: Undelivered) -> Message | None:
+        """The dead letter to publish instead of a message that ended undelivered; None for none.
+
+        It gets user properties that say so, and the broker asks for no letter of a letter. What
+        is durable of the message until now is not gone before the letter is as durable. The first
+        plugin with a letter counts. May not wait.
+        """
+        return None
+
     # Observers.
 
     def observe(self, events: Sequence[Event]) -> Awaitable[None] | None:
@@ -271,6 +285,9 @@ class InternalClient(ABC):
         """Stop. A session that lasts waits for the next `BrokerServices.client` of that id."""
 
 
+Responder = Callable[[Message], bytes | Message | Awaitable[bytes | Message | None] | None]
+
+
 class SessionInfo:
     """A session as it is now."""
 
@@ -332,6 +349,49 @@ class BrokerServices(ABC):
 
         ValueError where the id belongs to somebody else or is in use.
         """
+
+    @abstractmethod
+    async def request(
+        self,
+        topic: str,
+        payload: bytes = b"",
+        *,
+        timeout_s: float = 5.0,
+        qos: int = 1,
+        properties: MessageProperties | None = None,
+    ) -> Message:
+        """Publish a request and wait for its answer; any number of them at once.
+
+        Response topic and correlation data are the broker's, whatever is in `properties`.
+        TimeoutError without an answer in time, LookupError where nobody subscribes to `topic`.
+        """
+
+    @abstractmethod
+    async def respond(
+        self,
+        topic_filter: str,
+        handler: Responder,
+        *,
+        reply_to: Sequence[str] = ("response/#", "$reply/#"),
+    ) -> Timer:
+        """Answer the requests that match a filter, until the plugin stops or `cancel`.
+
+        `handler` gets the request and returns the payload of the answer, a message of which
+        payload and properties count, or None for no answer. A response topic that matches none of
+        `reply_to` gets nothing: who asks may have no right to publish there.
+        """
+
+    @abstractmethod
+    def govern(self, topic_filter: str, policy: SharePolicy | None) -> None:
+        """Give a shared subscription (`$share/NAME/FILTER`) a policy; None takes it back.
+
+        It is in force until the last member has left or the broker ends. ValueError where nobody
+        is subscribed.
+        """
+
+    @abstractmethod
+    def share(self, topic_filter: str) -> ShareInfo | None:
+        """A shared subscription as it is now; None where nobody is subscribed."""
 
     @abstractmethod
     def retained(self, topic_filter: str) -> AsyncIterator[Message]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any, Final, Protocol, TypeVar
@@ -27,18 +27,31 @@ from mqttd.core.errors import ProtocolError
 from mqttd.core.inside import Inside
 from mqttd.core.packets import Filter
 from mqttd.core.session import Session
-from mqttd.core.topics import validate_topic_filter
+from mqttd.core.settings import DROP_NEWEST, DROP_OLDEST
+from mqttd.core.settings import SharePolicy as CorePolicy
+from mqttd.core.shared import is_there, queue_of
+from mqttd.core.topics import split_shared, validate_topic_filter
 from mqttd.hooks.convert import core_message_of, message_of
 from mqttd.hooks.guard import WATCH, Watched
 from mqttd.hooks.plugin import (
     BrokerServices,
     InternalClient,
     Received,
+    Responder,
     SessionInfo,
     Table,
     Timer,
 )
-from mqttd.hooks.values import Allow, Client, Deny, Message
+from mqttd.hooks.requests import Requests
+from mqttd.hooks.values import (
+    Allow,
+    Client,
+    Deny,
+    Message,
+    MessageProperties,
+    ShareInfo,
+    SharePolicy,
+)
 
 ResultT = TypeVar("ResultT")
 
@@ -378,6 +391,7 @@ class Services(BrokerServices):
         self.counts: dict[str, int] = {}
         self.gauges: dict[str, float] = {}
         self._works = works
+        self._requests = Requests(self)
 
     def now(self) -> float:
         return monotonic()
@@ -401,6 +415,42 @@ class Services(BrokerServices):
         if session is not None:
             await works.durable(session.barrier)
         return inner
+
+    async def request(
+        self,
+        topic: str,
+        payload: bytes = b"",
+        *,
+        timeout_s: float = 5.0,
+        qos: int = 1,
+        properties: MessageProperties | None = None,
+    ) -> Message:
+        return await self._requests.request(topic, payload, timeout_s, qos, properties)
+
+    async def respond(
+        self,
+        topic_filter: str,
+        handler: Responder,
+        *,
+        reply_to: Sequence[str] = ("response/#", "$reply/#"),
+    ) -> Timer:
+        return await self._requests.respond(topic_filter, handler, reply_to)
+
+    def govern(self, topic_filter: str, policy: SharePolicy | None) -> None:
+        name, inner = split_shared(topic_filter)
+        found = None if policy is None else _core_policy(policy)
+        if not name or not self._works.broker.govern(name, inner, found):
+            raise ValueError(f"nobody is subscribed to {topic_filter!r} as a shared subscription")
+        self._works.schedule()
+
+    def share(self, topic_filter: str) -> ShareInfo | None:
+        name, inner = split_shared(topic_filter)
+        group = self._works.broker.trie.group(name, inner) if name else None
+        if group is None:
+            return None
+        queue = queue_of(group)
+        connected = sum(is_there(member) for member in group.members)
+        return ShareInfo(0 if queue is None else len(queue), len(group.members), connected)
 
     async def retained(self, topic_filter: str) -> AsyncIterator[Message]:
         try:
@@ -476,6 +526,19 @@ class Services(BrokerServices):
 
     def audit(self, kind: str, **fields: object) -> None:
         log.events(audit, [(kind, logging.INFO, {"plugin": self.name, **fields})])
+
+
+def _core_policy(policy: SharePolicy) -> CorePolicy:
+    made = CorePolicy()
+    made.max_length = policy.max_length
+    made.overflow = DROP_OLDEST if policy.drop_oldest else DROP_NEWEST
+    made.ttl = policy.ttl_s
+    made.redelivery_limit = policy.redelivery_limit
+    made.exclusive = policy.exclusive
+    made.one_at_a_time = policy.one_at_a_time
+    made.last_value = policy.last_value
+    made.keep_qos0 = policy.keep_qos0
+    return made
 
 
 def session_info(session: Session) -> SessionInfo:

@@ -336,6 +336,65 @@ EVENT_KINDS: Final = frozenset(
 )
 
 
+UNDELIVERED: Final = frozenset(
+    {
+        "expired",
+        "not_authorized",
+        "packet_too_large",
+        "queue_full",
+        "redelivery_limit",
+        "refused_by_receiver",
+        "session_ended",
+    }
+)
+"""The reasons for which `on_undelivered` may be asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """A message that ended undelivered for one receiver. `reason` is one of `UNDELIVERED`.
+
+    `client_id` is the client that didn't get it, "" where none had been chosen; `share` is the
+    shared subscription that it came through, "" for none.
+    """
+
+    message: Message
+    reason: str
+    client_id: str
+    share: str
+
+
+@dataclass(frozen=True, slots=True)
+class SharePolicy:
+    """How a shared subscription keeps and hands out messages; the defaults are those of all."""
+
+    max_length: int = 0
+    """Messages that wait; 0: as `limits.max_queued_messages` says."""
+    drop_oldest: bool = False
+    """What goes when it is full: the oldest message, or the one that has just come."""
+    ttl_s: float = 0.0
+    """No message waits longer; 0: as long as its publisher says."""
+    redelivery_limit: int = 0
+    """So often a message is handed out again, then it is undelivered; 0: no limit."""
+    exclusive: bool = False
+    """One member gets everything, until it leaves."""
+    one_at_a_time: bool = False
+    """The next message leaves when the one before is acknowledged."""
+    last_value: bool = False
+    """Of each topic only the newest message waits."""
+    keep_qos0: bool = False
+    """QoS 0 waits as well, and is handed out at QoS 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShareInfo:
+    """A shared subscription as it is now: messages that wait, members, those connected."""
+
+    queued: int
+    members: int
+    connected: int
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that has happened. What doesn't apply to its kind is empty.

@@ -105,6 +105,7 @@ class Committer:
         broker = self._broker
         try:
             while True:
+                broker.bury(monotonic())
                 batch = broker.take_batch(not self._ended)
                 if batch is not None:
                     await self._commit(batch)

@@ -171,6 +171,9 @@ class ConfusedBroker:
     def empty(self) -> bool:
         return self.last == 5
 
+    def bury(self, now: float) -> int:
+        return 0
+
     def take_batch(self, may_wait: bool = False) -> Batch | None:
         if self.empty():
             return None
