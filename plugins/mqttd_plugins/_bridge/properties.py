@@ -86,9 +86,7 @@ def headers_of(item: Item, wall: float) -> Headers:
         out.append((VIA, item.via))
     for name, value in (*properties.user_properties, *item.headers):
         if name not in (ID, VIA):
-            out.append(
-                (_ESCAPE + name if name in OURS or name.startswith(_ESCAPE) else name, value)
-            )
+            out.append((_escaped(name), value))
     return out
 
 
@@ -232,9 +230,13 @@ def opened(message: Message, wall: float) -> tuple[Message, dict[str, str]]:
     user = _pairs(tree.get("user_properties", []))
     if user is None:
         raise Poison("user_properties of the envelope is no list of pairs of text")
-    headers += [(_ESCAPE + name if name in OURS else name, value) for name, value in user]
+    headers += [(_escaped(name), value) for name, value in user]
     made = message_from(message.topic, payload, headers, message.qos, wall)
     return made, once_each(headers)[0]
+
+
+def _escaped(name: str) -> str:
+    return _ESCAPE + name if name in OURS or name.startswith(_ESCAPE) else name
 
 
 def _base64(data: bytes) -> str:
