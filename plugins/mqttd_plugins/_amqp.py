@@ -5,7 +5,7 @@ goes into headers, by the names of `_bridge/properties`, except for two that Rab
 plugin reads: `x-reply-to-topic` and `x-correlation-id`.
 
 A header table holds every name once, and names of 255 bytes at most. Where a message has more, all
-of its headers stand once more, in order and as JSON, in `x-mqtt-user-properties`.
+of its user properties stand once more, in order and as JSON, in `x-mqtt-user-properties`.
 
 Some names mean something to RabbitMQ: `CC` and `BCC` send a copy to another queue, `x-death` counts
 dead letters, `x-delay` holds a message back. What a publisher wrote into a user property must do
@@ -29,6 +29,7 @@ from mqttd_plugins._bridge.properties import (
     CORRELATION,
     CORRELATION_BASE64,
     EXPIRES_AT,
+    OURS,
     RESPONSE_TOPIC,
     all_of,
     headers_of,
@@ -43,6 +44,7 @@ ALL_HEADERS: Final = "x-mqtt-user-properties"
 _USER: Final = "mqtt-user-"
 _SHORT: Final = 255  # bytes of a short string
 _LONGEST: Final = 65535  # bytes of a string in MQTT
+_NOT_LISTED: Final = OURS | {ID, VIA}
 _ALSO: Final = {"reply_to": "amqp-reply-to", "message_type": "amqp-type", "app_id": "amqp-app-id"}
 
 
@@ -52,7 +54,7 @@ def properties_of(item: Item, wall: float) -> dict[str, Any]:
         "delivery_mode": 2 if item.qos else 1,
         "message_id": item.id,
     }
-    own: list[tuple[str, str]] = []
+    user: list[tuple[str, str]] = []
     table: dict[str, Any] = {}
     headers = headers_of(item, wall)
     of_the_rule = len(headers) - sum(name not in (ID, VIA) for name, _ in item.headers)
@@ -65,20 +67,22 @@ def properties_of(item: Item, wall: float) -> dict[str, Any]:
         elif name == CORRELATION_BASE64:
             table[CORRELATION_ID] = bytearray(item.message.properties.correlation_data or b"")
         elif name == RESPONSE_TOPIC:
-            own.append((REPLY_TO_TOPIC, value))
+            table[REPLY_TO_TOPIC] = value
+        elif name in OURS or name in (ID, VIA):
+            table[name] = value
         elif number < of_the_rule and (name in ("CC", "BCC") or name.startswith("x-")):
-            own.append((_USER + name, value))
+            user.append((_USER + name, value))
         else:
-            own.append((name, value))
+            user.append((name, value))
     if item.rule.payload == "envelope":
         out["content_type"] = "application/json"
     expires_in_s = item.message.expires_in_s
     if expires_in_s is not None:
         out["expiration"] = str(max(0, int(expires_in_s * 1000)))
-    first, listed = once_each(own)
+    first, listed = once_each(user)
     fitting = {name: value for name, value in first.items() if len(name.encode()) <= _SHORT}
     if len(fitting) < len(first) and listed is None:
-        listed = json.dumps(own, ensure_ascii=False, separators=(",", ":"))
+        listed = json.dumps(user, ensure_ascii=False, separators=(",", ":"))
     table.update(fitting)
     if listed is not None:
         table[ALL_HEADERS] = listed
@@ -116,13 +120,15 @@ def message_of(
     table: Mapping[str, Any] = properties.headers or {}
     found: list[tuple[str, str]] = []
     listed = table.get(ALL_HEADERS)
-    texts = {name: _text(value) for name, value in table.items() if name != ALL_HEADERS}
-    correlation = table.get(CORRELATION_ID)
-    for name, value in all_of(texts, listed if isinstance(listed, str) else None):
+    user = all_of({}, listed if isinstance(listed, str) else None)
+    known = {name for name, _ in user}
+    for name, value in table.items():
         if name == REPLY_TO_TOPIC:
-            found.append((RESPONSE_TOPIC, value))
-        elif name != CORRELATION_ID:
-            found.append((name, value))
+            found.append((RESPONSE_TOPIC, _text(value)))
+        elif name not in known and name not in (CORRELATION_ID, ALL_HEADERS):
+            found.append((name, _text(value)))
+    found += [(name, value) for name, value in user if name not in _NOT_LISTED]
+    correlation = table.get(CORRELATION_ID)
     for attribute, name in (("content_type", CONTENT_TYPE), ("correlation_id", CORRELATION)):
         value = getattr(properties, attribute)
         if value:
