@@ -57,6 +57,9 @@ class BridgePlugin(Plugin[BridgeConfigT]):
     def remote(self) -> Remote:
         """A connection that hasn't been made yet."""
 
+    async def prepare(self) -> None:
+        """What a face does at a start, before its first connection; `origin` is known."""
+
     async def check(self) -> None:
         self._applied(self.config)
 
@@ -69,6 +72,7 @@ class BridgePlugin(Plugin[BridgeConfigT]):
         identity = Identity(broker.table(), broker.table("ids"), shared)
         await identity.open()
         self.origin = identity.origin
+        await self.prepare()
         client = await broker.client(
             config.client_id or f"bridge/{broker.name}", receive_maximum=config.window
         )
