@@ -32,7 +32,7 @@ from mqttd.core.encode import encode_packet
 from mqttd.core.errors import ProtocolError
 from mqttd.core.framer import Framer
 from mqttd.core.properties import Properties as PacketProperties
-from mqttd.core.topics import split_shared, validate_topic_filter, validate_topic_name
+from mqttd.core.topics import matches, split_shared, validate_topic_filter, validate_topic_name
 from mqttd.hooks.loader import configured
 from mqttd.hooks.plugin import (
     BrokerServices,
@@ -144,20 +144,3 @@ __all__ = [
     "validate_topic_filter",
     "validate_topic_name",
 ]
-
-
-def matches(topic_filter: str, topic: str) -> bool:
-    """Whether a valid filter (without `$share/GROUP/`) matches a valid topic.
-
-    As the broker matches: a leading wildcard doesn't reach topics that begin with "$".
-    """
-    levels = topic_filter.split("/")
-    parts = topic.split("/")
-    if topic.startswith("$") and levels[0] in ("+", "#"):  # [MQTT-4.7.2-1]
-        return False
-    for place, level in enumerate(levels):
-        if level == "#":
-            return True
-        if place >= len(parts) or level not in ("+", parts[place]):
-            return False
-    return len(parts) == len(levels)

@@ -10,7 +10,7 @@ from mqttd.core.message import Holder, Message
 
 
 class Link(Holder):
-    """What a session asks of its connection. `Connection` is the one implementation."""
+    """What a session asks of its connection. `Connection` and `Inside` implement it."""
 
     def __init__(self) -> None:
         self.version: int = 4  # protocol level: 3, 4 or 5
@@ -31,7 +31,7 @@ class Link(Holder):
         identifiers: bytes,
         now: float,
     ) -> bool:
-        """Queue a PUBLISH for writing; False when it is larger than the client accepts."""
+        """Queue a PUBLISH for writing; False when it is too large for the client, or not for it."""
         raise AssertionError("a Link has to override send_publish")
 
     def send_frame(self, frame: bytes) -> None:

@@ -347,7 +347,8 @@ class Session(Subscriber):
             delivery.identifiers,
             now,
         ):
-            # [MQTT-3.1.2-25] too large for this client: as if delivered, and the quota is free.
+            # [MQTT-3.1.2-25] too large for this client, or kept from it by a hook: as if delivered,
+            # and the quota is free.
             self.window.pop(delivery.packet_id)
             self.quota += 1
             self._settle(delivery)
