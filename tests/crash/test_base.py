@@ -144,7 +144,7 @@ async def test_everything_that_ended_is_gone(tmp_path: Path) -> None:
         kinds, files, tasks = await at_rest()
         kinds -= base[0]
         # Entries of sessions that ended stay in the heap, empty, until there are more than these.
-        assert kinds.pop("mqttd.core.broker.Deadline", 0) <= 64
+        assert kinds.pop("mqttd.core.registry.Deadline", 0) <= 64
         assert kinds == Counter()
         assert files <= base[1]
         assert tasks <= base[2]

@@ -53,6 +53,7 @@ class Broker(crash.Process):
         self.database = self.disk / "mqttd.db"
         tree = json.loads(self._config.read_text())
         tree["storage"]["path"] = str(self.database)
+        tree["control"] = {"path": "off"}  # of the directory every file is read
         self._config.write_text(json.dumps(tree))
         self.shim = shim.Shim(directory, self.disk)
 

@@ -59,6 +59,7 @@ class Placed(Process):
         self.database = self.disk / "mqttd.db"
         tree = json.loads(self._config.read_text())
         tree["storage"]["path"] = str(self.database)
+        tree["control"] = {"path": "off"}  # of the directory every file is read
         self._config.write_text(json.dumps(tree))
 
     async def ended(self) -> int:
