@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.bridges.servers import activemq, rabbitmq
+from tests.bridges.servers import activemq, kafka, rabbitmq
 
-__all__ = ["activemq", "rabbitmq"]
+__all__ = ["activemq", "kafka", "rabbitmq"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

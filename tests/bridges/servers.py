@@ -10,6 +10,7 @@ it, whatever becomes of the test.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import shutil
@@ -283,6 +284,82 @@ class ActiveMQ(Server):
         return [(command, {"PATH": os.environ["PATH"], "HOME": str(place)})]
 
 
+_KAFKA_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{control}
+listeners=PLAINTEXT://127.0.0.1:{port},SASL_PLAINTEXT://127.0.0.1:{sasl},CONTROLLER://127.0.0.1:{control}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL_PLAINTEXT://127.0.0.1:{sasl}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl_plaintext.plain.sasl.jaas.config=\
+org.apache.kafka.common.security.plain.PlainLoginModule required user_guest="guest";
+log.dirs={place}/data
+log.flush.interval.messages=1
+num.partitions=1
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+"""
+
+
+class Kafka(Server):
+    """One node of Kafka (KRaft), its jars from Maven Central; at `sasl` it wants guest, guest.
+
+    Every message is on disk before it is confirmed, so that `kill` stands for a power cut.
+    """
+
+    NAME = "kafka"
+    PACKAGE = "kafka"
+    POM = Path(__file__).with_name("kafka") / "pom.xml"
+    JARS = Path(__file__).parents[2] / "build" / "kafka"
+
+    def missing(self) -> str:
+        if not shutil.which("java"):
+            return "there is no java: apt-get install default-jre-headless"
+        if not list(self.JARS.glob("kafka_*.jar")):
+            return (
+                "there are no jars of Kafka: apt-get install maven, and then "
+                "mvn -q -f tests/bridges/kafka/pom.xml dependency:copy-dependencies"
+            )
+        return ""
+
+    def prepare(self) -> None:
+        self.port, self.sasl, control = free_ports(3)
+        properties = self.place / "server.properties"
+        properties.write_text(
+            _KAFKA_PROPERTIES.format(
+                port=self.port, sasl=self.sasl, control=control, place=self.place
+            )
+        )
+        cluster = base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")
+        subprocess.run(
+            self.java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)),
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def java(self, *what: str) -> list[str]:
+        """The command that runs a class of Kafka, its own clients among them."""
+        return [
+            *("java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+            "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+            *("-cp", str(self.JARS / "*"), *what),
+        ]
+
+    def commands(self) -> list[tuple[list[str], dict[str, str]]]:
+        command = self.java("kafka.Kafka", str(self.place / "server.properties"))
+        return [(command, {"PATH": os.environ["PATH"], "HOME": str(self.place)})]
+
+
 def _running(server: Server) -> Iterator[Server]:
     try:
         server.start()
@@ -301,3 +378,9 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def activemq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """ActiveMQ, for all tests of this worker."""
     yield from _running(ActiveMQ(tmp_path_factory.mktemp("activemq")))
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Kafka, for all tests of this worker."""
+    yield from _running(Kafka(tmp_path_factory.mktemp("kafka")))
