@@ -1,0 +1,139 @@
+"""Dead letters by reason: the configuration, the letters, and a broker that sends them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mqttd_plugins.dead_letters import Config, DeadLetters, filled
+from pydantic import ValidationError
+
+import mqttd
+from mqttd.api import UNDELIVERED, Message, Undelivered
+from mqttd.core.packets import Connack, Connect, Disconnect, Filter, Publish, Suback, Subscribe
+from mqttd.core.properties import Properties, decode_forwardable
+from mqttd.testing import StandIn
+from tests.net.kit import Wire
+from tests.plugins.broker_kit import acknowledged, broker_with, client
+
+USE = "mqttd_plugins.dead_letters:DeadLetters"
+
+
+def plugin(**values: Any) -> tuple[DeadLetters, StandIn]:
+    broker = StandIn("dead_letters")
+    return DeadLetters(Config.model_validate(values), broker), broker
+
+
+def undelivered(reason: str = "expired", topic: str = "a/b", **more: Any) -> Undelivered:
+    return Undelivered(Message(topic, b"1", **more), reason, "c", "")
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"topic": "a/#"}, "topic: expected a topic"),
+        ({"topic": ""}, "topic: expected a topic"),
+        ({"topic": "$SYS/{topic}"}, "belongs to the broker"),
+        ({"filter": "a/#/b"}, "filter: expected a topic filter"),
+        ({"reasons": []}, "expected one or more"),
+        ({"reasons": ["boredom"]}, "reasons"),
+    ],
+)
+def test_what_is_no_configuration(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        Config.model_validate(values)
+
+
+def test_any_reason_that_the_broker_knows_may_be_asked_for() -> None:
+    made, _ = plugin(reasons=sorted(UNDELIVERED))
+    assert made.undelivered == UNDELIVERED
+
+
+def test_a_topic_is_filled_in_once() -> None:
+    assert filled("x/{reason}/{topic}", "r", "{reason}/b") == "x/r/{reason}/b"
+    assert filled("x/{other}", "r", "t") == "x/{other}"
+
+
+def test_a_letter_waits_and_is_not_retained() -> None:
+    made, broker = plugin()
+    letter = made.on_undelivered(undelivered(retain=True, expires_in_s=0.0))
+    assert letter is not None
+    assert (letter.topic, letter.payload) == ("$dlq/expired/a/b", b"1")
+    assert (letter.qos, letter.retain, letter.expires_in_s) == (1, False, 604800.0)
+    assert broker.counts == {"expired": 1}
+    made, _ = plugin(expiry=0, topic="dead")
+    letter = made.on_undelivered(undelivered(qos=2))
+    assert letter is not None
+    assert (letter.topic, letter.qos, letter.expires_in_s) == ("dead", 2, None)
+
+
+def test_only_what_was_asked_for_becomes_a_letter() -> None:
+    made, broker = plugin(reasons=["expired"], filter="a/#")
+    assert made.on_undelivered(undelivered("queue_full")) is None
+    assert made.on_undelivered(undelivered(topic="b")) is None
+    assert made.on_undelivered(undelivered(topic="$a/b")) is None
+    assert made.on_undelivered(undelivered(topic="a" * 5)) is None
+    assert broker.counts == {}
+
+
+def test_a_topic_that_would_be_too_long_is_counted() -> None:
+    made, broker = plugin()
+    assert made.on_undelivered(undelivered(topic="a" * 65530)) is None
+    assert broker.counts == {"unpublishable": 1}
+
+
+async def test_other_reasons_need_a_start() -> None:
+    made, _ = plugin(reasons=["expired", "queue_full"])
+    await made.reload(Config(reasons=["queue_full"]))
+    assert made.on_undelivered(undelivered("expired")) is None
+    with pytest.raises(ValueError, match="need a start"):
+        await made.reload(Config(reasons=["session_ended"]))
+
+
+# In a broker.
+
+
+async def connect(wire: Wire, name: str) -> None:
+    """Connect to a session that lasts."""
+    properties = Properties()
+    properties.session_expiry_interval = 1000
+    wire.send(Connect("MQTT", 5, False, 0, name, None, None, None, properties))
+    await wire.receive(Connack)
+
+
+async def absent(broker: mqttd.Broker, name: str, topic_filter: str) -> None:
+    """A client that subscribes and goes; its session stays."""
+    async with await Wire.open(broker.port("t")) as wire:
+        await connect(wire, name)
+        wire.send(Subscribe(1, [Filter(topic_filter, 1)]))
+        await wire.receive(Suback)
+        wire.send(Disconnect(0, None))
+        await wire.closed()
+
+
+async def test_a_full_queue_leads_to_letters_that_survive_a_restart(tmp_path: Path) -> None:
+    more: dict[str, Any] = {
+        "storage": {"path": str(tmp_path / "d.db")},
+        "limits": {"max_queued_messages": 2},
+    }
+    use = {"use": USE, "name": "dead_letters"}
+    async with broker_with(use, **more) as broker:
+        await absent(broker, "collector", "$dlq/#")
+        await absent(broker, "full", "full/#")
+        async with client(broker, "p") as wire:
+            for n in range(5):
+                assert await acknowledged(wire, "full/x", b"%d" % n, n + 1) == 0
+        letters = broker._app.broker.context.letters
+        assert letters is not None
+        assert (letters.published, letters.again) == (3, 1)  # the third found its own queue full
+    async with broker_with(use, **more) as broker, await Wire.open(broker.port("t")) as wire:
+        await connect(wire, "collector")
+        found = [await wire.receive(Publish) for _ in range(2)]
+        assert [(each.topic, bytes(each.payload)) for each in found] == [
+            ("$dlq/queue_full/full/x", b"2"),
+            ("$dlq/queue_full/full/x", b"3"),
+        ]
+        said = dict(decode_forwardable(found[0].properties).user_properties)
+        assert said["mqttd-dead-letter"] == "queue_full"
+        assert said["mqttd-topic"] == "full/x"
+        assert said["mqttd-client"] == "full"
+        assert said["mqttd-publisher"] == "p"
