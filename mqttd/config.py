@@ -359,8 +359,9 @@ class _Origin:
 
     def __init__(self, document: Document | None, file: str, base: Path) -> None:
         self.document = document
-        self.file = file
+        self.file = file  # only a name, for the problems
         self.base = base
+        self.loaded_from = ""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Origin)
@@ -405,8 +406,8 @@ class Config(Node):
 
     @property
     def file(self) -> str:
-        """The file that it was read from; "" where it wasn't."""
-        return self._origin.file
+        """The file that it was loaded from; "" where it wasn't."""
+        return self._origin.loaded_from
 
     def control_socket(self) -> Path | None:
         """Where the commands of `mqttd` reach a broker of this configuration; None for nowhere."""
@@ -662,7 +663,9 @@ def load_config(path: str | os.PathLike[str] | None = None) -> Config:
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError([Problem(file, 0, 0, "", "can't be read", "", reason)]) from None
-    return parse_yaml(decode(raw, file), file, Path(file).parent)
+    config = parse_yaml(decode(raw, file), file, Path(file).parent)
+    config._origin.loaded_from = file
+    return config
 
 
 def json_schema() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mqttd import explained, why
 from mqttd.core.packets import Will
-from mqttd.core.settings import DROP_OLDEST, Settings
+from mqttd.core.settings import DROP_NEWEST, DROP_OLDEST, Settings
 from mqttd.core.watch import Watcher
 from mqttd.explain import Question, stories, tell
 from mqttd.metrics import DROPS
@@ -245,10 +245,13 @@ ACTIONS = st.lists(
 )
 
 
-@given(ACTIONS)
-def test_numbers_add_up_whatever_happens(actions: list[tuple[str, int, int]]) -> None:
+@given(ACTIONS, st.sampled_from([DROP_NEWEST, DROP_OLDEST]))
+def test_numbers_add_up_whatever_happens(
+    actions: list[tuple[str, int, int]], overflow: str
+) -> None:
     settings = Settings()
     settings.max_queued_messages = 3
+    settings.queue_overflow = overflow
     h = recording(settings)
     clients = {}
     for number in range(3):

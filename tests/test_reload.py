@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mqttd.app import App
-from mqttd.config import load_config, parse_config
+from mqttd.config import load_config, parse_config, parse_yaml
 from mqttd.core import spec
 from mqttd.core.packets import Disconnect, Puback
 from mqttd.net.listener import Listener, ListenError
@@ -372,6 +372,39 @@ async def test_one_reload_at_a_time(live: Live) -> None:
         first, second = await asyncio.gather(app.reload(), app.reload())
         assert first.changed == ["limits.max_inflight: 3"]
         assert second.changed == []
+
+
+async def test_a_stop_waits_for_a_reload_that_has_begun(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of one would leave a listener behind that nobody knows of."""
+    async with live:
+        app = await live.start()
+        going = asyncio.Event()
+        real = Listener.start
+
+        async def slow(self: Listener) -> None:
+            going.set()
+            await asyncio.sleep(0.05)
+            await real(self)
+
+        monkeypatch.setattr(Listener, "start", slow)
+        with reserved_port() as port:
+            live.write("", TCP, f"- {{name: other, bind: '127.0.0.1:{port}'}}")
+            task = app._reload_soon()
+            await going.wait()
+            await app.stop(0.0)
+            assert (await task).good
+            with pytest.raises(ConnectionRefusedError):
+                await Wire.open(port)
+        assert app.listeners == []
+
+
+async def test_text_that_was_never_a_file(live: Live) -> None:
+    app = App(parse_yaml("storage: {path: ':memory:'}\nlisteners:\n" + TCP, "only a name"))
+    await app.start()
+    assert (await app.reload()).good
+    await app.stop(0.0)
 
 
 async def test_a_broker_that_does_not_run(live: Live) -> None:
