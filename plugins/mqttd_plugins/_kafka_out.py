@@ -1,0 +1,199 @@
+"""The way out to Kafka: items to a producer, its answers to the core.
+
+Owns: one producer; which topics are there; what is known of topics that refuse batches.
+
+Kafka refuses a batch as a whole, for what one record in it is or for the size of all of it. Whose
+fault it is shows only when a record goes alone. So the topic of a refused batch is remembered, and
+later connections send to it one record at a time: what is refused then is answered for itself.
+
+After any refusal the producer is at its end: Kafka waits for the number of the batch that it didn't
+take, and would take no later one.
+
+Must not know: rules, how a connection is made.
+
+Invariants: no item is answered by a producer that was given up, except by the refusal that ended
+it; of one topic that isn't there all items of one call are refused, so none overtakes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from mqttd_plugins._bridge.remote import Done, Failure, Item, Poison, Retry
+from mqttd_plugins._kafka import record_headers, record_topic
+
+_LOOK_S: Final = 1.0  # for a topic that may be in the making
+_ABSENT_S: Final = 5.0  # how long a topic that wasn't there isn't looked for again
+_STOPPING_S: Final = 2.0
+# Not the records' fault: the producer's, or the cluster's.
+_SESSION: Final = frozenset(
+    {
+        "DuplicateSequenceNumber",
+        "InvalidProducerEpoch",
+        "InvalidProducerIdMapping",
+        "KafkaConnectionError",
+        "KafkaTimeoutError",
+        "NodeNotReadyError",
+        "OutOfOrderSequenceNumber",
+        "ProducerClosed",
+        "ProducerFenced",
+        "RequestTimedOutError",
+        "UnknownProducerId",
+    }
+)
+
+
+class Learnt:
+    """What outlives a connection."""
+
+    def __init__(self) -> None:
+        self.alone: set[str] = set()  # topics that take one record at a time
+
+
+class Writer:
+    """One producer."""
+
+    def __init__(
+        self, producer: Any, learnt: Learnt, timeout_s: float, end: Callable[[Failure], None]
+    ) -> None:
+        self._producer = producer
+        self._learnt = learnt
+        self._timeout_s = timeout_s
+        self._end = end
+        self._absent: dict[str, float] = {}  # topic: until when it isn't looked for
+        self._given_up = False
+
+    async def answers(self) -> bool:
+        """Whether the cluster is there."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return bool(await self._producer.client.force_metadata_update())
+        except Exception:
+            return False
+
+    async def knows(self, topic: str, again: bool = False) -> bool:
+        """Whether the topic is there; Kafka may be about to make it.
+
+        TopicAuthorizationFailedError where we may not know.
+        """
+        from aiokafka.errors import TopicAuthorizationFailedError
+
+        client = self._producer.client
+        if client.cluster.partitions_for_topic(topic) is not None:
+            return True
+        now = time.monotonic()
+        if not again and self._absent.get(topic, 0.0) > now:
+            return False
+        await client.add_topic(topic)
+        while client.cluster.partitions_for_topic(topic) is None:
+            if topic in client.cluster.unauthorized_topics:
+                raise TopicAuthorizationFailedError(topic)
+            if time.monotonic() > now + _LOOK_S:
+                self._absent[topic] = time.monotonic() + _ABSENT_S
+                return False
+            await asyncio.sleep(0.1)
+            await client.force_metadata_update()
+        self._absent.pop(topic, None)
+        return True
+
+    async def send(self, items: Sequence[Item], done: Done) -> None:
+        """Hand the items to the producer; returns when it may take more."""
+        absent: dict[str, Failure] = {}
+        for item in items:
+            try:
+                topic = record_topic(item)
+                headers = record_headers(item, time.time())
+                failure = absent.get(topic) or await self._missing(topic)
+            except Poison as poison:
+                done(item, poison)
+                continue
+            if failure is not None:
+                absent[topic] = failure
+                done(item, failure)
+                continue
+            if not await self._send(topic, headers, item, done):
+                return
+
+    async def _missing(self, topic: str) -> Failure | None:
+        from aiokafka.errors import TopicAuthorizationFailedError
+
+        try:
+            there = await self.knows(topic)
+        except TopicAuthorizationFailedError:
+            return Retry(f"Kafka doesn't let us write to topic {topic!r}")
+        return None if there else Retry(f"there is no topic {topic!r} at Kafka")
+
+    async def _send(
+        self, topic: str, headers: list[tuple[str, bytes]], item: Item, done: Done
+    ) -> bool:
+        """Whether the producer is of use for more."""
+        from aiokafka.errors import MessageSizeTooLargeError
+
+        alone = topic in self._learnt.alone
+        try:
+            future = await self._producer.send(
+                topic, item.payload, item.key.encode(), headers=headers
+            )
+        except MessageSizeTooLargeError as error:
+            done(item, Poison(f"too large: {error}"))
+            return True
+        except Exception as error:
+            self._give_up(error)
+            return False
+
+        def answered(future: asyncio.Future[Any]) -> None:
+            error = None if future.cancelled() else future.exception()
+            if error is None:
+                if not future.cancelled():
+                    done(item, None)
+            elif not self._given_up or alone:
+                self._refused(topic, item, error, done, alone)
+
+        future.add_done_callback(answered)
+        if alone:
+            await asyncio.wait([future])
+        return not self._given_up
+
+    def _refused(
+        self, topic: str, item: Item, error: BaseException, done: Done, alone: bool
+    ) -> None:
+        name = type(error).__name__
+        if name not in _SESSION:
+            if not alone:
+                self._learnt.alone.add(topic)
+            elif name == "MessageSizeTooLargeError":
+                done(item, Poison(f"too large for topic {topic!r}"))
+            else:
+                done(item, Retry(f"topic {topic!r} refuses it: {_words(error)}"))
+        self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        if not self._given_up:
+            self._given_up = True
+            self._end(Retry(f"the producer is at its end: {_words(error)}"))
+
+    async def close(self) -> None:
+        """Stop at once: what isn't confirmed is sent again by the next producer.
+
+        The library's own `stop` waits until all is delivered, which may be never. It has no other
+        way to stop, so the parts that wait are stopped first.
+        """
+        from aiokafka.errors import ProducerClosed
+
+        self._given_up = True
+        producer = self._producer
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_STOPPING_S):
+                await producer._sender.close()
+        producer._message_accumulator.fail_all(ProducerClosed())
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_STOPPING_S):
+                await producer.stop()
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
