@@ -34,20 +34,11 @@ CORE = sorted(
     if path.name != "__init__.py"
 )
 SIMULATOR = [
-    f"device_sim/{name}.py"
-    for name in (
-        "client",
-        "feed",
-        "histogram",
-        "ledger",
-        "oracles",
-        "payload",
-        "publisher",
-        "ranges",
-        "schedule",
-        "tracks",
-        "verdict",
-    )
+    *(f"device_sim/engine/{name}.py" for name in ("client", "feed", "publisher", "schedule")),
+    *(
+        f"device_sim/judge/{name}.py"
+        for name in ("histogram", "ledger", "oracles", "payload", "ranges", "tracks", "verdict")
+    ),
 ]
 MUST_COMPILE = os.environ.get("MQTTD_COMPILED") == "1"
 

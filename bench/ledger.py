@@ -16,8 +16,8 @@ import asyncio
 import statistics
 import sys
 
-from device_sim.flood import Flood, Sample
-from device_sim.plan import Settings
+from device_sim.engine.flood import Flood, Sample
+from device_sim.engine.plan import Settings
 
 
 def ignore(sample: Sample) -> None:

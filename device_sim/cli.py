@@ -18,10 +18,12 @@ import os
 import signal
 import sys
 
-from device_sim import result_commands, running, scenario_commands
-from device_sim.loops import factory_of
-from device_sim.outputs import add_outputs
-from device_sim.plan import DEFAULT_PATTERN, VERSIONS, Settings, UsageError
+from device_sim.engine import running
+from device_sim.engine.loops import factory_of
+from device_sim.engine.plan import DEFAULT_PATTERN, VERSIONS, Settings, UsageError
+from device_sim.language import scenario_commands
+from device_sim.results import result_commands
+from device_sim.results.outputs import add_outputs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -207,9 +209,11 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def _flood(options: argparse.Namespace) -> int:
-    from device_sim import limits, outputs, progress, thresholds
-    from device_sim.flood import Flood
-    from device_sim.flood_result import flood_result
+    from device_sim.engine import limits, progress
+    from device_sim.engine.flood import Flood
+    from device_sim.engine.flood_result import flood_result
+    from device_sim.judge import thresholds
+    from device_sim.results import outputs
 
     settings = settings_of(options)
     try:
@@ -217,7 +221,7 @@ def _flood(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(f"--fail-on: {error}") from None
     if options.save is not None:
-        from device_sim import save
+        from device_sim.language import save
 
         save.write(options.save, settings, options.strict, options.fail_on)
     factory = factory_of(options.loop)

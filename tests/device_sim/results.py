@@ -1,7 +1,8 @@
 """Results to draw, store and compare: of a small run with trouble, and of one without."""
 
-from device_sim.histogram import Histogram
-from device_sim.result import (
+from device_sim.judge.histogram import Histogram
+from device_sim.judge.verdict import Outcome, Verdict
+from device_sim.results.result import (
     Connects,
     Distribution,
     Fault,
@@ -12,7 +13,6 @@ from device_sim.result import (
     Throughput,
     environment,
 )
-from device_sim.verdict import Outcome, Verdict
 
 
 def histogram(*values: int) -> Histogram:

@@ -4,8 +4,8 @@ from typing import Any
 
 import yaml
 
-from device_sim.load import ScenarioError, parse
-from device_sim.scenario import Scenario
+from device_sim.language.load import ScenarioError, parse
+from device_sim.language.scenario import Scenario
 
 
 def tree(**changes: Any) -> dict[str, Any]:

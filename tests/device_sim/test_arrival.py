@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_sim.actions import ArrivalModel
-from device_sim.arrival import MessageTimes, connect_times
-from device_sim.chance import Chance
-from device_sim.scenario import PublishEntry
+from device_sim.language.actions import ArrivalModel
+from device_sim.language.arrival import MessageTimes, connect_times
+from device_sim.language.chance import Chance
+from device_sim.language.scenario import PublishEntry
 
 STEP4 = ArrivalModel.model_validate({"step": {"steps": 4}})
 BURST10 = ArrivalModel.model_validate({"burst": {"size": 10}})

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from device_sim.forecast import forecast
-from device_sim.load import catalogue, json_schema, load
-from device_sim.naming import Names, Template
-from device_sim.values import DeviceClock, Recipe, Source
+from device_sim.language.forecast import forecast
+from device_sim.language.load import catalogue, json_schema, load
+from device_sim.language.naming import Names, Template
+from device_sim.language.values import DeviceClock, Recipe, Source
 from mqttd.yamltree import Document
 
 NAMES = [

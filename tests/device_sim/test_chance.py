@@ -5,7 +5,7 @@ import statistics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_sim.chance import Chance, running_sums
+from device_sim.language.chance import Chance, running_sums
 
 seeds = st.integers(0, 2**63 - 1)
 names = st.lists(st.one_of(st.text(max_size=5), st.integers(0, 99)), max_size=3)

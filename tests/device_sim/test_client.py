@@ -2,10 +2,10 @@
 
 import pytest
 
-from device_sim.client import CLOSED, CONNECTED, Client
-from device_sim.ledger import Ledger
-from device_sim.payload import Header, encode
-from device_sim.tracks import Sender
+from device_sim.engine.client import CLOSED, CONNECTED, Client
+from device_sim.judge.ledger import Ledger
+from device_sim.judge.payload import Header, encode
+from device_sim.judge.tracks import Sender
 from mqttd.core import spec
 from mqttd.core.encode import encode_packet
 from mqttd.core.packets import (

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from device_sim.cli import main
-from device_sim.compare import compare, tolerance_of
-from device_sim.result import BROKEN_OFF, Result
+from device_sim.results.compare import compare, tolerance_of
+from device_sim.results.result import BROKEN_OFF, Result
 from tests.device_sim.results import histogram, result
 
 

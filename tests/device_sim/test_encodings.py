@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_sim.encodings import ENCODERS, to_cbor, to_json, to_packed, to_raw
+from device_sim.language.encodings import ENCODERS, to_cbor, to_json, to_packed, to_raw
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from device_sim.export import CSV_COLUMNS, csv_series, junit
-from device_sim.outputs import add_outputs, write
-from device_sim.plan import UsageError
-from device_sim.result import BROKEN_OFF, Result
-from device_sim.thresholds import parse
+from device_sim.engine.plan import UsageError
+from device_sim.judge.thresholds import parse
+from device_sim.results.export import CSV_COLUMNS, csv_series, junit
+from device_sim.results.outputs import add_outputs, write
+from device_sim.results.result import BROKEN_OFF, Result
 from tests.device_sim.results import result
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_sim.chance import Chance
-from device_sim.expression import LARGEST, Expression
+from device_sim.language.chance import Chance
+from device_sim.language.expression import LARGEST, Expression
 
 VARIABLES = {"t": 60.0, "seq": 3, "index": 7, "last": 1.5}
 

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from device_sim.proxy import HIGH, Conditions, Proxy, reset
+from device_sim.engine.proxy import HIGH, Conditions, Proxy, reset
 from tests.net.kit import PATIENCE, reserved_port, until
 
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_sim.client import CONNECTED, Client
-from device_sim.feed import MAX_BACKLOG, NEVER, Feed, Layout, Pacer, Pour, with_length
-from device_sim.ledger import Ledger
-from device_sim.payload import decode
+from device_sim.engine.client import CONNECTED, Client
+from device_sim.engine.feed import MAX_BACKLOG, NEVER, Feed, Layout, Pacer, Pour, with_length
+from device_sim.judge.ledger import Ledger
+from device_sim.judge.payload import decode
 from mqttd.core import spec
 from mqttd.core.decode import decode_packet
 from mqttd.core.framer import Framer

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from device_sim.cli import main
-from device_sim.client import reason_text
-from device_sim.flood import Flood, Idle, Sample
-from device_sim.plan import Settings
+from device_sim.engine.client import reason_text
+from device_sim.engine.flood import Flood, Idle, Sample
+from device_sim.engine.plan import Settings
 from mqttd.core import spec
 from mqttd.core.properties import Properties
 from tests.device_sim.liar import Liar, Lies
@@ -31,7 +31,7 @@ def lying(lies: Lies) -> Iterator[int]:
     """A liar that no flood of this process gives up because its thread has to wait for its turn."""
     liar = Liar(lies)
     with liar as port, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("device_sim.flood.Idle", liar.idle)
+        patch.setattr("device_sim.engine.flood.Idle", liar.idle)
         yield port
 
 
@@ -271,7 +271,7 @@ def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_closed_loop_does_not_wait_for_ever(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("device_sim.flood.STALL_S", 0.2)
+    monkeypatch.setattr("device_sim.engine.flood.STALL_S", 0.2)
     lies = Lies()
     lies.drop = set(range(10))
     report = flood(lies, capsys, "-w", "10", "-c", "12", "-n", "1")
@@ -344,7 +344,7 @@ def test_a_terminal_gets_tables_and_a_live_view() -> None:
 async def test_silent_connections_are_kept_alive(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("device_sim.flood.SAMPLE_S", 0.1)
+    monkeypatch.setattr("device_sim.engine.flood.SAMPLE_S", 0.1)
     liar = Liar(Lies())
     with liar as port:
         settings = Settings(port=port, devices=1, rate=0.01, seconds=600.0, keep_alive=1)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_sim.arrival import MessageTimes
-from device_sim.forecast import forecast
+from device_sim.language.arrival import MessageTimes
+from device_sim.language.forecast import forecast
 from tests.device_sim.scenarios import entry, group, read, tree
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_sim.histogram import (
+from device_sim.judge.histogram import (
     BUCKETS,
     LINEAR_LIMIT,
     MAX_VALUE,

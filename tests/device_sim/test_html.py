@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_sim.html import page
-from device_sim.plot import (
+from device_sim.results.html import page
+from device_sim.results.plot import (
     Line,
     Mark,
     Moments,
@@ -22,8 +22,8 @@ from device_sim.plot import (
     percentile_curve,
     time_line,
 )
-from device_sim.report import duration
-from device_sim.result import Fault, Result, Stage
+from device_sim.results.report import duration
+from device_sim.results.result import Fault, Result, Stage
 from tests.device_sim.results import point, result
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -4,12 +4,12 @@ import random
 
 import pytest
 
-from device_sim import ledger as books
-from device_sim.ledger import Ledger, Watcher
-from device_sim.payload import Header, encode
-from device_sim.ranges import MAX_RANGES
-from device_sim.tracks import Sender
-from device_sim.verdict import Outcome, Verdict
+from device_sim.judge import ledger as books
+from device_sim.judge.ledger import Ledger, Watcher
+from device_sim.judge.payload import Header, encode
+from device_sim.judge.ranges import MAX_RANGES
+from device_sim.judge.tracks import Sender
+from device_sim.judge.verdict import Outcome, Verdict
 
 RUN = 77
 MS = 1_000_000

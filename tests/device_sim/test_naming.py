@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_sim.naming import Filters, Names, Template, deal, filter_fault, topic_fault
+from device_sim.language.naming import Filters, Names, Template, deal, filter_fault, topic_fault
 from mqttd.core.topics import matches, validate_topic_filter
 
 VALUES: dict[str, str | int] = {"index": 7, "group": "g", "line": 300}

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_sim import ledger as books
-from device_sim import oracles
-from device_sim.ledger import Ledger, Watcher
-from device_sim.oracles import Replay, Retained, Session, Wills
-from device_sim.payload import Header, encode
-from device_sim.ranges import MAX_RANGES, Ranges
-from device_sim.tracks import Sender, Share, Track
-from device_sim.verdict import CLASSES, Verdict
+from device_sim.judge import ledger as books
+from device_sim.judge import oracles
+from device_sim.judge.ledger import Ledger, Watcher
+from device_sim.judge.oracles import Replay, Retained, Session, Wills
+from device_sim.judge.payload import Header, encode
+from device_sim.judge.ranges import MAX_RANGES, Ranges
+from device_sim.judge.tracks import Sender, Share, Track
+from device_sim.judge.verdict import CLASSES, Verdict
 
 RUN = 5
 TOPIC = b"t"

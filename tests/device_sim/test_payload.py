@@ -6,7 +6,7 @@ import zlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_sim.payload import HEADER_SIZE, Header, Template, decode, encode, padding
+from device_sim.judge.payload import HEADER_SIZE, Header, Template, decode, encode, padding
 
 u16 = st.integers(0, 0xFFFF)
 u32 = st.integers(0, 0xFFFFFFFF)

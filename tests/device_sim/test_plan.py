@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from device_sim import limits, thresholds
 from device_sim.cli import main
-from device_sim.histogram import Histogram
-from device_sim.plan import Plan, Settings, UsageError
-from device_sim.verdict import Outcome, Verdict
+from device_sim.engine import limits
+from device_sim.engine.plan import Plan, Settings, UsageError
+from device_sim.judge import thresholds
+from device_sim.judge.histogram import Histogram
+from device_sim.judge.verdict import Outcome, Verdict
 from mqttd.core import spec
 from mqttd.core.topics import matches
 

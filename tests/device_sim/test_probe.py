@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from device_sim.cli import main
-from device_sim.inquiry import Inquiry, Target, Unanswered
-from device_sim.probe import TRIALS, Finding, Probe, table
+from device_sim.probing.inquiry import Inquiry, Target, Unanswered
+from device_sim.probing.probe import TRIALS, Finding, Probe, table
 from mqttd import Broker
 from mqttd.core import spec
 from mqttd.core.packets import Connect, Filter, Publish

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from device_sim.process import BrokerProcess, ProcessError
+from device_sim.engine.process import BrokerProcess, ProcessError
 from tests.net.kit import PATIENCE, Wire, until
 
 SERVER = """\
@@ -125,7 +125,7 @@ async def test_a_command_that_does_not_exist_is_named() -> None:
 async def test_sigterm_that_is_ignored_is_followed_by_sigkill(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("device_sim.process.GRACE_S", 0.1)
+    monkeypatch.setattr("device_sim.engine.process.GRACE_S", 0.1)
     deaf = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SERVER
     broker = BrokerProcess(["{python}", "{dir}/server.py"], {"server.py": deaf}, "is up")
     await broker.start(PATIENCE)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from device_sim.client import CONNECTED, Client
-from device_sim.ledger import Ledger
-from device_sim.payload import HEADER_SIZE, Header, Template, decode, padding
-from device_sim.publisher import BATCH_BYTES, Publisher, template
-from device_sim.schedule import Schedule
+from device_sim.engine.client import CONNECTED, Client
+from device_sim.engine.publisher import BATCH_BYTES, Publisher, template
+from device_sim.engine.schedule import Schedule
+from device_sim.judge.ledger import Ledger
+from device_sim.judge.payload import HEADER_SIZE, Header, Template, decode, padding
 from mqttd.core import spec
 from mqttd.core.decode import decode_packet
 from mqttd.core.framer import Framer

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_sim.ranges import Ranges
+from device_sim.judge.ranges import Ranges
 
 members = st.integers(0, 60)
 

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_sim.histogram import Histogram
-from device_sim.ledger import Ledger
-from device_sim.payload import Header, encode
-from device_sim.result import (
+from device_sim.judge.histogram import Histogram
+from device_sim.judge.ledger import Ledger
+from device_sim.judge.payload import Header, encode
+from device_sim.judge.thresholds import parse
+from device_sim.judge.verdict import CLASSES
+from device_sim.results.result import (
     BROKEN,
     BROKEN_OFF,
     GOOD,
@@ -26,8 +28,6 @@ from device_sim.result import (
     json_schema,
     merge,
 )
-from device_sim.thresholds import parse
-from device_sim.verdict import CLASSES
 from tests.device_sim.results import histogram, point, result
 
 VALUES = st.lists(st.integers(0, 2**41), max_size=50)

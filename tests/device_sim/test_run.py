@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from device_sim.load import elsewhere, load, parse
-from device_sim.result import Result
-from device_sim.run import Run
-from device_sim.run_result import run_result
-from device_sim.scenario import Scenario
-from device_sim.thresholds import parse as terms
+from device_sim.engine.run import Run
+from device_sim.engine.run_result import run_result
+from device_sim.judge.thresholds import parse as terms
+from device_sim.language.load import elsewhere, load, parse
+from device_sim.language.scenario import Scenario
+from device_sim.results.result import Result
 from mqttd.app import App
 from tests.net.kit import loopback, running, until
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from device_sim import save
 from device_sim.cli import main
-from device_sim.load import load, parse
-from device_sim.naming import Filters, Names, Template
-from device_sim.plan import Plan, Settings, UsageError
-from device_sim.scenario import Scenario
+from device_sim.engine.plan import Plan, Settings, UsageError
+from device_sim.language import save
+from device_sim.language.load import load, parse
+from device_sim.language.naming import Filters, Names, Template
+from device_sim.language.scenario import Scenario
 from mqttd.core import spec
 
 RUN = 0xABC

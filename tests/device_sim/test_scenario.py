@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from device_sim.load import ScenarioError, elsewhere, find, json_schema, load, parse
-from device_sim.scenario import Scenario
-from device_sim.shapes import LONGEST_S, parse_duration, parse_size
+from device_sim.language.load import ScenarioError, elsewhere, find, json_schema, load, parse
+from device_sim.language.scenario import Scenario
+from device_sim.language.shapes import LONGEST_S, parse_duration, parse_size
 from tests.device_sim.scenarios import entry, group, problems, read, tree
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from device_sim import limits
 from device_sim.cli import main
-from device_sim.load import json_schema
+from device_sim.engine import limits
+from device_sim.language.load import json_schema
 
 
 def test_schema(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,7 +40,12 @@ def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
 def test_plan_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "broker-kill", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert [stage["name"] for stage in plan["stages"]] == ["connect", "killed", "stopped", "all back"]
+    assert [stage["name"] for stage in plan["stages"]] == [
+        "connect",
+        "killed",
+        "stopped",
+        "all back",
+    ]
     assert plan["streams"][1]["rate"] == 500
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from device_sim.forecast import forecast
-from device_sim.load import catalogue, load, parse
-from device_sim.scenario import Scenario
-from device_sim.scenario_commands import lines_of
+from device_sim.language.forecast import forecast
+from device_sim.language.load import catalogue, load, parse
+from device_sim.language.scenario import Scenario
+from device_sim.language.scenario_commands import lines_of
 from tests.device_sim.scenarios import problems
 
 TEXT = (Path(__file__).parents[2] / "docs" / "reference" / "scenario.md").read_text("utf-8")

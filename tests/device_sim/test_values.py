@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from device_sim.chance import Chance
-from device_sim.naming import Names, Template
-from device_sim.payload import HEADER_SIZE, padding
-from device_sim.scenario import Clock, PublishEntry
-from device_sim.values import DeviceClock, Recipe, Sizes, Source, column, filling
+from device_sim.judge.payload import HEADER_SIZE, padding
+from device_sim.language.chance import Chance
+from device_sim.language.naming import Names, Template
+from device_sim.language.scenario import Clock, PublishEntry
+from device_sim.language.values import DeviceClock, Recipe, Sizes, Source, column, filling
 
 RUN = 0x0A0B0C0D
 NEW_YEAR = 1767225600.0

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from device_sim.verdict import CLASSES, promises
+from device_sim.judge.verdict import CLASSES, promises
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "explanation" / "verdict.md"

@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from device_sim.load import elsewhere, parse
-from device_sim.process import environment
-from device_sim.result import Result, merge
-from device_sim.run import Run
-from device_sim.run_result import run_result
+from device_sim.engine.process import environment
+from device_sim.engine.run import Run
+from device_sim.engine.run_result import run_result
+from device_sim.language.load import elsewhere, parse
+from device_sim.results.result import Result, merge
 from tests.device_sim.test_brokers import mqttd
 from tests.device_sim.test_run import broker, port_of
 

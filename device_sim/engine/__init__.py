@@ -1,0 +1,1 @@
+"""Devices that run: the MQTT client, floods and scenarios, faults, several processes."""

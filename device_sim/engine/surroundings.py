@@ -1,0 +1,45 @@
+"""What all devices of a run share: its identity and seed, its sockets, addresses and its ear.
+
+A device tells `report` when it lost its connection or couldn't make one although nobody had told it
+to. `restless` is true while links drop and devices sleep; at the end of a run everybody stays.
+Owned by the run, read by everybody else. Must not know: devices, books, stages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+
+from device_sim.engine.link import Switchboard
+from device_sim.judge.histogram import Histogram
+from device_sim.language.scenario import Group
+
+
+class Surroundings:
+    """`report` takes what befell a device: its group and client id, `lost` or `failed`, and why."""
+
+    def __init__(self, run: int, seed: int, switchboard: Switchboard) -> None:
+        self.run = run
+        self.seed = seed
+        self.prefix = ""
+        self.begun_ns = time.monotonic_ns()
+        self.unix_s = time.time()
+        self.switchboard = switchboard
+        self.connect_times = Histogram()
+        self.connect_timeout_s = 10.0
+        self.addresses: dict[str, tuple[str, int]] = {}
+        self.tls: dict[str, ssl.SSLContext | None] = {}
+        self.gate = asyncio.Semaphore(200)
+        self.restless = True
+        self.violations: dict[str, int] = {}
+        self.report: Callable[[Group, str, str, str], None] = _ignore
+
+    def violation(self, what: str) -> None:
+        """Count something that a broker may not do."""
+        self.violations[what] = self.violations.get(what, 0) + 1
+
+
+def _ignore(group: Group, client_id: str, kind: str, words: str) -> None:
+    """Nobody listens."""

@@ -1,0 +1,1 @@
+"""What a broker supports, announced and tried."""
