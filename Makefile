@@ -108,7 +108,7 @@ endef
 
 test: lint check-conformance build/compiled/.done build/pure/.done
 	$(call pytest,compiled,uvloop)
-	$(call pytest,pure,asyncio)
+	$(call pytest,pure,asyncio,-m "not bridges")
 	$(call pytest,compiled,asyncio,-m loop)
 	$(call pytest,pure,uvloop,-m loop)
 	@echo "== the fuzz targets"

@@ -29,8 +29,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NATIVE = (".so", ".pyd")
-LIVE = ("crash", "power", "bench")
-"""Processes that run on a loop of their own choice, or on none."""
+LIVE = ("crash", "power", "bench", "plugins", "device_sim", "bridges")
+"""Processes and sockets, on a loop of their own choice, or on one that makes no difference."""
 LOOP_FREE = ("core", "spec", *LIVE)
 LOOP_FREE_FILES = (
     # device_sim without its sockets
@@ -53,12 +53,23 @@ LOOP_FREE_FILES = (
     "test_scenario_docs.py",
     "test_scenario_errors.py",
     "test_values.py",
+    "test_feed.py",
     "test_compare.py",
     "test_export.py",
     "test_html.py",
     "test_oracles.py",
     "test_result.py",
     "test_verdict_page.py",
+    # plugins without a broker
+    "test_acl_check.py",
+    "test_acl_rights.py",
+    "test_acl_rules.py",
+    "test_acl_text.py",
+    "test_filters.py",
+    "test_hashes.py",
+    "test_rights_pages.py",
+    "test_traffic_pages.py",
+    "test_user_pages.py",
     # net without its sockets
     "test_identity.py",
     "test_proxy.py",
