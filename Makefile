@@ -102,7 +102,7 @@ define pytest
 	  echo "== the compiled build is missing (see build/compiled.log): skipped on $(2)"; \
 	else \
 	  echo "== the $(1) build on $(2)$(if $(3), ($(3)),)"; \
-	  MQTTD_BUILD=build/$(1) MQTTD_LOOP=$(2) $(BIN)/pytest -n $(JOBS) --timeout=120 $(3); \
+	  MQTTD_BUILD=build/$(1) MQTTD_LOOP=$(2) $(BIN)/pytest -n $(JOBS) --dist loadgroup --timeout=120 $(3); \
 	fi
 endef
 
