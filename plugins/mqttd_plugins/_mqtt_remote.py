@@ -10,7 +10,7 @@ Must not know: what the core does with an answer.
 
 Invariants: PUBACKs leave in the order of the PUBLISHes; what an earlier connection of the same
 session left unacknowledged is sent with its packet identifier and DUP; the row with the id of what
-came in is written before the message, so no message is durable without it.
+came in is durable before the message is published, so nobody sees an id that could be forgotten.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import contextlib
 import math
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Final
 
 from mqttd.api import (
@@ -120,19 +120,20 @@ class Remembered:
             if key != _START:
                 self._arrivals.delete(key)
 
-    def id_of(self, publish: packets.Publish, message: Message) -> str:
-        """The id of what came in; "" where it has one, or none is worth it."""
+    def id_of(
+        self, publish: packets.Publish, message: Message
+    ) -> tuple[str, Awaitable[None] | None]:
+        """The id of what came in, and what it waits for; "" where it has one, or needs none."""
         if publish.qos == 0 or identity.id_of(message.properties):
-            return ""
+            return "", None
         key = str(publish.packet_id)
         digest = digest_of(message)
         row = self._arrivals.get(key)
-        if publish.dup and row is not None and row.startswith(digest):
-            return f"{self._origin}-i{row[len(digest) :].decode()}"
-        self._last += 1
-        number = f"{self._start:x}-{self._last:x}"
-        self._arrivals.set(key, digest + number.encode())
-        return f"{self._origin}-i{number}"
+        if not (publish.dup and row is not None and row.startswith(digest)):
+            self._last += 1
+            row = digest + f"{self._start:x}-{self._last:x}".encode()
+        number = row[len(digest) :].decode()
+        return f"{self._origin}-i{number}", self._arrivals.set(key, row)
 
 
 class MqttRemote(Remote):
@@ -353,9 +354,9 @@ class MqttRemote(Remote):
             float(expiry) if expiry >= 0 else None,
             block=publish.properties,
         )
-        its_id = self._remembered.id_of(publish, message)
+        its_id, ready = self._remembered.id_of(publish, message)
         for rule in found:
-            intake.put(Incoming(rule, message, settle, id=its_id))
+            intake.put(Incoming(rule, message, settle, id=its_id, ready=ready))
 
     def _rules_for(self, publish: packets.Publish, intake: Intake) -> list[Rule]:
         if publish.subscription_ids:

@@ -22,7 +22,13 @@ from tests.net.kit import PATIENCE, Wire, reserved_port
 BRIDGE = "mqttd_plugins.bridge_mqtt:BridgeMqtt"
 
 
-class _Wire(Wire):
+class Stream(Wire):
+    """A connection on which any packet may be next."""
+
+    @classmethod
+    async def at(cls, port: int) -> Stream:
+        return cls(*await asyncio.open_connection("127.0.0.1", port))
+
     async def next_packet(self) -> Record | None:
         """Any packet; None at the end of the stream."""
         framer = self._framer
@@ -37,7 +43,7 @@ class _Wire(Wire):
 class Peer:
     """A client that acknowledges, and keeps, whatever it gets."""
 
-    def __init__(self, wire: _Wire) -> None:
+    def __init__(self, wire: Stream) -> None:
         self.wire = wire
         self.got: list[Publish] = []
         self._pubacks: dict[int, asyncio.Future[Puback]] = {}
@@ -50,9 +56,7 @@ class Peer:
     async def at(
         cls, port: int, *filters: str, name: str = "peer", version: int = 5
     ) -> AsyncIterator[Peer]:
-        opened = await _Wire.open(port)
-        assert isinstance(opened, _Wire)
-        async with opened as wire:
+        async with await Stream.at(port) as wire:
             wire.version = version
             connack: Connack = await wire.connect(name)
             assert connack.reason == 0

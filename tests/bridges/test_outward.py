@@ -380,3 +380,24 @@ async def _whatever_happens(steps: list[tuple[str, Any]]) -> None:
     assert all(len(each) == 1 for each in ids.values())
     for numbers in first.values():
         assert numbers == sorted(numbers)
+
+
+async def test_a_connection_that_ends_while_an_id_is_written_spoils_nothing() -> None:
+    at = await desk()
+    written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    table = at.services.table("ids")
+    put = table.set
+
+    def slow(key: str, value: bytes) -> Any:
+        put(key, value)
+        return written
+
+    at.identity._ids.set = slow  # type: ignore[method-assign]
+    at.put("a")
+    await at.connect()
+    assert at.arrived == []
+    await at.disconnect()
+    written.set_result(None)
+    await at.connect()
+    assert at.arrived == ["a"]
+    await at.end()

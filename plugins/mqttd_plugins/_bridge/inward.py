@@ -89,6 +89,9 @@ class Inward(Intake):
             while self._waiting:
                 most = min(len(self._waiting), _AT_ONCE)
                 some = [self._waiting.popleft() for _ in range(most)]
+                for incoming in some:
+                    if incoming.ready is not None:
+                        await incoming.ready
                 outcomes = await asyncio.gather(*(self._one(incoming) for incoming in some))
                 for incoming, failure in zip(some, outcomes, strict=True):
                     self._settle(incoming, failure)

@@ -188,7 +188,8 @@ class Outward:
             for item in items:
                 ticket = self._held[item.seq].ticket
                 if ticket.durable is not None:
-                    await ticket.durable
+                    # Shielded: a connection that ends takes nothing with it but itself.
+                    await asyncio.shield(ticket.durable)
                     ticket.durable = None
             await remote.send(items, done)
 

@@ -29,7 +29,7 @@ Must not know: sessions, acknowledgements inside the broker, metrics.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from mqttd.api import Message
 from mqttd_plugins._bridge.rules import Rule
@@ -112,10 +112,11 @@ class Incoming:
 
     `message.topic` is the name it has there (topic, queue, stream), for `{topic}` in `to`.
     `message` has no id of ours yet unless one was sent along in a user property; `id` is the one
-    that the remote system has for it, the same when it comes again, or "".
+    that the remote system has for it, the same when it comes again, or "". Where the face makes up
+    an id, `ready` is what has to come true before anybody may see it.
     """
 
-    __slots__ = ("headers", "id", "key", "message", "rule", "settle")
+    __slots__ = ("headers", "id", "key", "message", "ready", "rule", "settle")
 
     def __init__(
         self,
@@ -126,6 +127,7 @@ class Incoming:
         key: str = "",
         id: str = "",
         headers: Mapping[str, str] | None = None,
+        ready: Awaitable[None] | None = None,
     ) -> None:
         self.rule = rule
         self.message = message
@@ -133,6 +135,7 @@ class Incoming:
         self.key = key
         self.id = id
         self.headers: Mapping[str, str] = headers or {}
+        self.ready = ready
 
 
 class Intake(ABC):

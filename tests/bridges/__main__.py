@@ -1,0 +1,75 @@
+"""The long form: a bridge, so many messages each way, so many kills of the broker and the far end.
+
+    python -m tests.bridges --bridge mqtt --messages 20000 --kills 6
+    python -m tests.bridges --bridge mosquitto --messages 20000 --kills 6
+
+Prints what it counted; exit 1 if something acknowledged was lost, the order of a key was broken, or
+a copy had another id than the first. `--seed N` repeats the choice of what is killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.bridges.trial import Far
+
+ROOT = Path(__file__).parents[2]
+
+
+def _mqtt(place: Path) -> Far:
+    from tests.bridges.far_mqtt import FarMqttd
+
+    return FarMqttd(place)
+
+
+def _mqtt_3(place: Path) -> Far:
+    from tests.bridges.far_mqtt import FarMqttd
+
+    return FarMqttd(place, "3.1.1")
+
+
+def _mosquitto(place: Path) -> Far:
+    from tests.bridges.far_mqtt import FarMosquitto
+
+    return FarMosquitto(place)
+
+
+# Each is imported when it is asked for: it needs what the others don't.
+FACES: dict[str, Callable[[Path], Far]] = {
+    "mqtt": _mqtt,
+    "mqtt-3.1.1": _mqtt_3,
+    "mosquitto": _mosquitto,
+}
+
+
+def main() -> int:
+    # In a source tree, here and in the processes that are started.
+    for place in (str(ROOT / "plugins"), str(ROOT)):
+        sys.path.insert(0, place)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [place, os.getenv("PYTHONPATH")]))
+    parser = argparse.ArgumentParser(prog="python -m tests.bridges")
+    parser.add_argument("--bridge", choices=sorted(FACES), default="mqtt")
+    parser.add_argument("--messages", type=int, default=20_000, help="each way")
+    parser.add_argument("--kills", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    from tests.bridges.trial import trial
+
+    with tempfile.TemporaryDirectory(prefix="mqttd-bridges-") as place:
+        far = FACES[args.bridge](Path(place))
+        verdict = asyncio.run(trial(far, args.messages, args.kills, args.seed))
+    print(json.dumps(verdict))
+    return 1 if verdict["wrong"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
