@@ -29,8 +29,8 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -53,6 +53,8 @@ from mqttd_plugins._bridge_access import Access, AccessConfig
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
+
+T = TypeVar("T")
 
 _TOO_LARGE: Final = re.compile(r"message size \d+ is larger than (?:configured )?max size (\d+)")
 _NAME: Final = 255  # bytes of the name of a queue, an exchange, a routing key
@@ -214,8 +216,8 @@ class RabbitRemote(Remote):
         self._cancelled = asyncio.get_running_loop().create_future()
         self._connection = connection = aiormq.Connection(url, context=access.tls)
         try:
-            await connection.connect()
-            self._out = await connection.channel(publisher_confirms=True)
+            await _ours(connection.connect())
+            self._out = await _ours(connection.channel(publisher_confirms=True))
         except Exception as error:
             access.failed()
             raise _told(error, where) from None
@@ -228,22 +230,24 @@ class RabbitRemote(Remote):
         try:
             if rule.direction == "out" and rule.exchange:
                 kind = rule.declare_exchange
-                await channel.exchange_declare(
-                    rule.exchange,
-                    exchange_type=kind or "topic",
-                    passive=kind is None,
-                    durable=kind is not None,
+                await _ours(
+                    channel.exchange_declare(
+                        rule.exchange,
+                        exchange_type=kind or "topic",
+                        passive=kind is None,
+                        durable=kind is not None,
+                    )
                 )
             queue, made = rule.queue, rule.declare_queue
             if queue is None:
                 return
             if made is None:
-                await channel.queue_declare(queue, passive=True)
+                await _ours(channel.queue_declare(queue, passive=True))
                 return
             arguments: dict[str, Any] = {"x-queue-type": made.type, **made.arguments}
-            await channel.queue_declare(queue, durable=True, arguments=arguments)
+            await _ours(channel.queue_declare(queue, durable=True, arguments=arguments))
             for binding in made.bindings:
-                await channel.queue_bind(queue, binding.exchange, binding.key)
+                await _ours(channel.queue_bind(queue, binding.exchange, binding.key))
         except Exception as error:
             raise _told(error, "RabbitMQ", rule.place) from None
 
@@ -312,9 +316,9 @@ class RabbitRemote(Remote):
         assert self._connection is not None
         self._intake = intake
         try:
-            channel = await self._connection.channel(publisher_confirms=False)
+            channel = await _ours(self._connection.channel(publisher_confirms=False))
             share = max(1, intake.window // len(intake.rules))
-            await channel.basic_qos(prefetch_count=share)
+            await _ours(channel.basic_qos(prefetch_count=share))
         except Exception as error:
             raise _told(error, "RabbitMQ") from None
         self._in = channel
@@ -325,8 +329,9 @@ class RabbitRemote(Remote):
             assert isinstance(rule, RabbitRule)
             await self._declare(channel, rule)
             try:
-                await channel.basic_consume(
-                    rule.source, self._consumer(rule), consumer_tag=f"mqttd-{number}"
+                tag = f"mqttd-{number}"
+                await _ours(
+                    channel.basic_consume(rule.source, self._consumer(rule), consumer_tag=tag)
                 )
             except Exception as error:
                 raise _told(error, "RabbitMQ", rule.place) from None
@@ -426,6 +431,21 @@ class _Acks:
                 await channel.basic_ack(self._up_to, multiple=True, wait=False)
             except Exception:  # the channel is closed: everything comes again
                 return
+
+
+async def _ours(call: Coroutine[Any, Any, T]) -> T:
+    """Await a call of the library.
+
+    When a connection ends the library may cancel what it has under way, which is not to be taken
+    for the cancellation of whoever waits for it.
+    """
+    try:
+        return await call
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ConnectionError("the connection ended") from None
 
 
 def _told(error: Exception, where: str, place: str = "") -> Failure:

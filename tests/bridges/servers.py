@@ -5,7 +5,7 @@ runs, if `MQTTD_TEST_<NAME>` holds its address (host:port): that one is not kill
 would kill it are skipped. A server that is not there is a skip that names the package.
 
 Everything that a server starts is in the process group of the process started here, and ends with
-it, whatever becomes of the test.
+it in `kill`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,109 @@
+"""RabbitMQ as the far end of a trial, killed by SIGKILL."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiormq
+from aiormq.abc import AbstractChannel, DeliveredMessage
+
+from tests.bridges.servers import RabbitMQ, Server
+from tests.bridges.trial import Far, Got, Ledger
+
+PLUGIN = "mqttd_plugins.bridge_rabbitmq:BridgeRabbitMQ"
+_AGAIN_S = 0.1
+
+
+@contextlib.asynccontextmanager
+async def channel_to(server: Server, confirms: bool = True) -> AsyncIterator[AbstractChannel]:
+    """A channel of a connection of its own."""
+    connection = await aiormq.connect(f"amqp://guest:guest@{server.host}:{server.port}/")
+    try:
+        yield await connection.channel(publisher_confirms=confirms)
+    finally:
+        with contextlib.suppress(Exception):
+            await connection.close()
+
+
+class FarRabbitMQ(Far):
+    NAME = "rabbitmq"
+
+    def __init__(self, directory: Path, server: Server | None = None) -> None:
+        super().__init__(directory)
+        place = directory / "rabbitmq"
+        place.mkdir()
+        self._server = server or RabbitMQ(place)
+        logging.getLogger("aiormq").setLevel(logging.CRITICAL)  # it tells of every end at length
+        self._begun = server is not None
+
+    def plugin(self) -> dict[str, Any]:
+        config = {
+            "addresses": [f"{self._server.host}:{self._server.port}"],
+            "retry_first": "50ms",
+            "retry_most": "300ms",
+            "tries": 1000,
+            "rules": [
+                {"direction": "out", "from": "out/#"},
+                {"direction": "in", "from": "trial-in", "to": "{topic}"},
+            ],
+        }
+        return {"use": PLUGIN, "name": "up", "config": config}
+
+    async def start(self) -> None:
+        if not self._begun:
+            await asyncio.to_thread(self._server.start)
+        self._begun = False
+        async with channel_to(self._server) as channel:
+            for queue, key, kind in (
+                ("trial-out", "out.#", "classic"),
+                ("trial-in", "in.#", "quorum"),
+            ):
+                await channel.queue_declare(queue, durable=True, arguments={"x-queue-type": kind})
+                await channel.queue_bind(queue, "amq.topic", key)
+
+    async def kill(self) -> None:
+        await asyncio.to_thread(self._server.kill)
+
+    async def send(self, ledger: Ledger) -> None:
+        while any(ledger.todo.values()):
+            with contextlib.suppress(aiormq.exceptions.AMQPError, OSError, RuntimeError):
+                async with channel_to(self._server) as channel:
+                    await asyncio.gather(*(self._send(channel, ledger, key) for key in ledger.todo))
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _send(self, channel: AbstractChannel, ledger: Ledger, key: str) -> None:
+        numbers = ledger.todo[key]
+        while numbers:
+            number = numbers[0]
+            ledger.sent[number] += 1
+            properties = aiormq.spec.Basic.Properties(
+                delivery_mode=2, message_id=f"{number}-{ledger.sent[number]}"
+            )
+            await channel.basic_publish(
+                ledger.text(key, number).encode(),
+                exchange="amq.topic",
+                routing_key=f"in.{key}",
+                properties=properties,
+                mandatory=True,
+            )
+            ledger.acknowledged.add(numbers.pop(0))
+
+    async def receive(self, got: Got) -> None:
+        async def arrived(delivered: DeliveredMessage) -> None:
+            assert delivered.delivery_tag is not None
+            headers = delivered.header.properties.headers or {}
+            got(delivered.body.decode(), str(headers.get("mqttd-id", "")))
+            await delivered.channel.basic_ack(delivered.delivery_tag)
+
+        while True:
+            with contextlib.suppress(aiormq.exceptions.AMQPError, OSError, RuntimeError):
+                async with channel_to(self._server, confirms=False) as channel:
+                    await channel.basic_qos(prefetch_count=100)
+                    await channel.basic_consume("trial-out", arrived)
+                    await asyncio.wait([channel.closing])
+            await asyncio.sleep(_AGAIN_S)
