@@ -104,7 +104,7 @@ class MqttConnection(asyncio.Protocol):
             self.largest = properties.maximum_packet_size or _MOST
         keep_alive = properties.server_keep_alive
         self._keep_alive_s = float(connect.keep_alive if keep_alive is None else keep_alive)
-        self._watch()
+        self._watch_later()
         return connack
 
     async def subscribe(self, topic_filter: packets.Filter, identifier: int = 0) -> int:
@@ -226,15 +226,19 @@ class MqttConnection(asyncio.Protocol):
 
     def _watch(self) -> None:
         """Ask for a sign of life when there was none, and end what gives none."""
-        if not self._keep_alive_s or self.lost.done():
+        if self.lost.done():
             return
         if self._asked and not self._heard:
             self.close("no answer to PINGREQ")
             return
         self._asked, self._heard = True, False
         self._write(packets.Pingreq())
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._keep_alive_s / 2, self._watch)
+        self._watch_later()
+
+    def _watch_later(self) -> None:
+        if self._keep_alive_s:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._keep_alive_s / 2, self._watch)
 
     def _end(self, reason: str) -> None:
         if self._timer is not None:
