@@ -2,6 +2,7 @@
 
     python -m tests.bridges --bridge mqtt --messages 20000 --kills 6
     python -m tests.bridges --bridge mosquitto --messages 20000 --kills 6
+    python -m tests.bridges --bridge kafka --messages 20000 --kills 6
 
 Prints what it counted; exit 1 if something acknowledged was lost, the order of a key was broken, or
 a copy had another id than the first. `--seed N` repeats the choice of what is killed.
@@ -43,11 +44,18 @@ def _mosquitto(place: Path) -> Far:
     return FarMosquitto(place)
 
 
+def _kafka(place: Path) -> Far:
+    from tests.bridges.far_kafka import FarKafka
+
+    return FarKafka(place)
+
+
 # Each is imported when it is asked for: it needs what the others don't.
 FACES: dict[str, Callable[[Path], Far]] = {
     "mqtt": _mqtt,
     "mqtt-3.1.1": _mqtt_3,
     "mosquitto": _mosquitto,
+    "kafka": _kafka,
 }
 
 
