@@ -33,7 +33,7 @@ from mqttd.hooks.plugin import ConfigT, Plugin, PluginConfig
 
 GROUP: Final = "mqttd.plugins"
 _OWN: Final = "mqttd_plugins"
-_HOLDS_A_PLUGIN: Final = re.compile(r"^class [A-Z]\w*\(Plugin\[", re.MULTILINE)
+_HOLDS_A_PLUGIN: Final = re.compile(r"^class [A-Z]\w*\(\w*Plugin\[", re.MULTILINE)
 
 
 class NoPlugin(Exception):
