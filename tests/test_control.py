@@ -186,8 +186,32 @@ async def test_top_once(tmp_path: Path, terminal: Terminal) -> None:
         assert text.startswith(f"mqttd {mqttd.__version__}, process ")
 
 
-def test_two_readings_make_a_rate() -> None:
-    before: dict[str, Any] = {
+@pytest.mark.parametrize("as_json", [True, False])
+def test_top_into_a_pipe_goes_on_until_it_is_stopped(
+    as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readings = [reading(at=10.0), reading(at=11.0, messages_received=3100)]
+
+    class Asked:
+        def ask(self, request: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+            assert request == {"do": "figures"}
+            if not readings:
+                raise KeyboardInterrupt
+            return [], readings.pop(0)
+
+    with pytest.raises(KeyboardInterrupt):
+        top.watch(Asked(), 0.0, as_json=as_json)  # type: ignore[arg-type]
+    out = capsys.readouterr().out
+    if as_json:
+        assert [json.loads(line)["at"] for line in out.splitlines()] == [10.0, 11.0]
+    else:
+        assert out.count("mqttd 1, process 1") == 2
+        assert "messages in 3,000/s" in out
+
+
+def reading(**more: object) -> dict[str, Any]:
+    """The figures of a broker."""
+    return {
         "version": "1",
         "pid": 1,
         "at": 10.0,
@@ -205,8 +229,13 @@ def test_two_readings_make_a_rate() -> None:
         "dropped": {"expired": 3},
         "deepest": [{"client": "deep\x1b", "queued": 7}],
         "plugins": [],
+        **more,
     }
-    after = {**before, "at": 12.0, "messages_received": 5100}
+
+
+def test_two_readings_make_a_rate() -> None:
+    before = reading()
+    after = reading(at=12.0, messages_received=5100)
     text = "\n".join(top.lines(after, before))
     assert "messages in 2,500/s" in text
     assert "dropped: expired 3" in text
