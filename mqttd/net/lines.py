@@ -58,6 +58,7 @@ class LineServer:
 
     async def start(self) -> None:
         """Bind and accept; ListenError where that isn't possible."""
+        sock: socket.socket | None = None
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             (sock,) = await self._place.bind(asyncio.get_running_loop())
@@ -68,6 +69,9 @@ class LineServer:
                 self._accept, sock=sock, limit=MAX_REQUEST
             )
         except (OSError, ValueError) as error:
+            self._place.release()
+            if sock is not None:
+                sock.close()
             raise self._place.error("control", error) from error
 
     async def stop(self) -> None:
