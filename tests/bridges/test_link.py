@@ -122,6 +122,26 @@ async def test_paused_until_it_is_resumed() -> None:
         assert (at.link.state, at.arrived) == ("up", ["a"])
 
 
+async def test_paused_while_it_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = asyncio.Event()
+    connect = FakeRemote.connect
+
+    async def slow(self: FakeRemote) -> None:
+        await gate.wait()
+        await connect(self)
+
+    monkeypatch.setattr(FakeRemote, "connect", slow)
+    async with linked() as at:
+        at.link.pause()
+        assert at.link.state == "paused"
+        gate.set()
+        await at.settle()
+        assert (at.link.state, at.states) == ("paused", ["connecting", "paused"])
+        at.link.resume()
+        await at.settle()
+        assert at.link.state == "up"
+
+
 async def test_resume_does_not_wait_for_the_next_try() -> None:
     async with linked() as at:
         at.system.break_off()

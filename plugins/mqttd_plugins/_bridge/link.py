@@ -32,6 +32,7 @@ UP: Final = "up"
 DOWN: Final = "down"
 REFUSED: Final = "refused"
 PAUSED: Final = "paused"
+_BY_OPERATOR: Final = "by the operator"
 _CLOSING_S: Final = 5.0
 
 
@@ -65,7 +66,7 @@ class Link:
         """Connect, again and again, until it is cancelled."""
         while True:
             if self._paused:
-                self._become(PAUSED, "by the operator")
+                self._become(PAUSED, _BY_OPERATOR)
                 await self._interrupted()
                 continue
             self._become(CONNECTING, self.reason if self.attempts else "")
@@ -97,6 +98,7 @@ class Link:
     def pause(self) -> None:
         """End the connection and make no other until `resume`. Messages wait."""
         self._paused = True
+        self._become(PAUSED, _BY_OPERATOR)
         self._interrupt()
 
     def resume(self) -> None:
@@ -119,6 +121,8 @@ class Link:
             return Retry(f"no connection within {self._config.connect_timeout:g} s")
         except OSError as error:
             return Retry(error.strerror or str(error) or type(error).__name__)
+        if self._paused:
+            return Retry(_BY_OPERATOR)
         self._become(UP, "")
         ended = asyncio.ensure_future(remote.wait())
         sending = asyncio.ensure_future(self._outward.send_all(remote))
@@ -132,9 +136,10 @@ class Link:
             await asyncio.gather(*together, return_exceptions=True)
         for task in (ended, sending):
             if not task.cancelled() and task.exception() is not None:
-                self._services.log.error("the bridge failed", exc_info=task.exception())
+                log = self._services.log
+                log.error("bridge %s failed", self._services.name, exc_info=task.exception())
                 return Retry(f"an error of the bridge: {task.exception()}")
-        return Retry("paused") if ended.cancelled() else ended.result()
+        return Retry(_BY_OPERATOR) if ended.cancelled() else ended.result()
 
     def _progress(self) -> int:
         return self._outward.figures.confirmed + self._inward.figures.confirmed
@@ -146,9 +151,9 @@ class Link:
         self.since = self._services.now()
         log = self._services.log
         if state == UP:
-            log.info("connected")
+            log.info("bridge %s is connected", self._services.name)
         elif state in (DOWN, REFUSED) and before in (UP, CONNECTING) and self.attempts == 1:
-            log.warning("%s: %s; messages wait", state, reason)
+            log.warning("bridge %s is %s: %s; messages wait", self._services.name, state, reason)
         self._changed()
 
     async def _interrupted(self) -> None:
