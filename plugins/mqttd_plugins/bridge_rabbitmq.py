@@ -220,6 +220,12 @@ class RabbitRemote(Remote):
             self._out = await _ours(connection.channel(publisher_confirms=True))
         except Exception as error:
             access.failed()
+            if isinstance(error, aiormq.exceptions.InvalidFrameError) and "OpenOk" in str(error):
+                # The library expects that opening a virtual host works, and loses the answer.
+                raise Refused(
+                    f"{where}: no way into the virtual host {config.vhost!r}: it isn't there, or "
+                    "this user has no right to it"
+                ) from None
             raise _told(error, where) from None
         for rule in config.rules:
             if rule.direction == "out":

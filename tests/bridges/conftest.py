@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.bridges.servers import activemq, kafka, rabbitmq
+from tests.bridges.servers import activemq, activemq_server, kafka, rabbitmq, rabbitmq_server
 
-__all__ = ["activemq", "kafka", "rabbitmq"]
+__all__ = ["activemq", "activemq_server", "kafka", "rabbitmq", "rabbitmq_server"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -118,6 +118,16 @@ class Server(ABC):
                 raise RuntimeError(f"{self.NAME} {what}:\n{log_end}")
             time.sleep(0.1)
 
+    def ensure(self) -> None:
+        """Start it if a test before this one has killed it."""
+        if not self._processes:
+            self.start()
+
+    def may_be_killed(self) -> None:
+        """Skip the test if the server isn't one of ours."""
+        if not self.ours:
+            pytest.skip(f"MQTTD_TEST_{self.NAME.upper()} is not for killing")
+
     def kill(self) -> None:
         """End it as a power cut would."""
         for process in reversed(self._processes):
@@ -369,15 +379,29 @@ def _running(server: Server) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def rabbitmq_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """RabbitMQ, for all tests of this worker."""
     yield from _running(RabbitMQ(tmp_path_factory.mktemp("rabbitmq")))
 
 
+@pytest.fixture
+def rabbitmq(rabbitmq_server: Server) -> Server:
+    """RabbitMQ, running."""
+    rabbitmq_server.ensure()
+    return rabbitmq_server
+
+
 @pytest.fixture(scope="session")
-def activemq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def activemq_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """ActiveMQ, for all tests of this worker."""
     yield from _running(ActiveMQ(tmp_path_factory.mktemp("activemq")))
+
+
+@pytest.fixture
+def activemq(activemq_server: Server) -> Server:
+    """ActiveMQ, running."""
+    activemq_server.ensure()
+    return activemq_server
 
 
 @pytest.fixture(scope="session")
