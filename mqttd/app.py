@@ -1,7 +1,7 @@
 """The composition root: a configuration becomes a running broker, and ends as one.
 
-Owns: the order in which the parts start (HTTP, store, core, flow, plugins, control socket,
-listeners) and stop (listeners, control socket, clients, plugins, store, HTTP); signals; what the
+Owns: the order in which the parts start (HTTP, store, core, flow, plugins, listeners, control
+socket) and stop (listeners, control socket, clients, plugins, store, HTTP); signals; what the
 operator reads on standard output; the settings of the process itself (file descriptors, garbage
 collection), which only `run` touches, never an embedding.
 
@@ -122,6 +122,15 @@ class App:
         monitor.watch(flow)
         monitor.plugins = self._plugin_facts
         monitor.commits = self._commit_facts
+        for listener_config in self.config.listeners:
+            listener = Listener(flow, endpoint_of(listener_config, self._authenticated))
+            self.listeners.append(listener)
+            await listener.start()
+            if not self._started:
+                await listener.stop()
+                raise StoreError("stopped before everything was listening")
+        monitor.facts.certificates = certificates_of(self.listeners)
+        # Whoever can ask for a reload finds all there is to reload.
         self._reloader = Reloader(
             self.config,
             self.prepared,
@@ -132,14 +141,6 @@ class App:
             self._owns_process,
         )
         await self._start_control(broker, flow)
-        for listener_config in self.config.listeners:
-            listener = Listener(flow, endpoint_of(listener_config, self._authenticated))
-            self.listeners.append(listener)
-            await listener.start()
-            if not self._started:
-                await listener.stop()
-                raise StoreError("stopped before everything was listening")
-        monitor.facts.certificates = certificates_of(self.listeners)
         monitor.ready()
 
     async def _start_plugins(self, broker: Broker, flow: Flow) -> None:
@@ -179,6 +180,9 @@ class App:
                 raise
             log.event(logger, "no_control", level=logging.WARNING, reason=str(error))
             return
+        if not self._started:
+            await control.stop()
+            raise StoreError("stopped before the operator could ask")
         self.control = control
 
     def _plugin_facts(self) -> list[PluginFacts]:
