@@ -35,20 +35,24 @@ class Reader:
         consumer: Any,
         intake: Intake,
         end: Callable[[Failure], None],
-        told: Callable[[Exception, str], Failure],
+        failed: Callable[[Exception], None],
     ) -> None:
         self._consumer = consumer
         self._intake = intake
         self._end = end
-        self._told = told
+        self._failed = failed
         self._rules: dict[str, Rule] = {rule.source: rule for rule in intake.rules}
         self._in_hand = 0
         self._assignment = 0  # grows with each, so that an earlier one can be told
         self._settled: dict[Any, int] = {}  # partition: the offset to begin with next time
         self._works: list[asyncio.Task[None]] = []
 
-    async def start(self) -> None:
-        """Join the group and begin. What the library raises."""
+    def begin(self) -> None:
+        """Join the group and read, in the background.
+
+        When another member was killed Kafka waits for it for as long as its session lasts, and the
+        way out needn't wait for that.
+        """
         from aiokafka import ConsumerRebalanceListener
 
         reader = self
@@ -63,7 +67,6 @@ class Reader:
                 """They begin at their committed offsets by themselves."""
 
         self._consumer.subscribe(list(self._rules), listener=Listener())
-        await self._consumer.start()
         self._works = [
             asyncio.ensure_future(self._guarded(self._read)),
             asyncio.ensure_future(self._guarded(self._commit_all)),
@@ -73,10 +76,11 @@ class Reader:
         try:
             await work()
         except Exception as error:  # whatever the library comes up with
-            self._end(self._told(error, "Kafka"))
+            self._failed(error)
 
     async def _read(self) -> None:
         intake = self._intake
+        await self._consumer.start()
         while True:
             await intake.room()
             most = max(1, intake.window - self._in_hand)

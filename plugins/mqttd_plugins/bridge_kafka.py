@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
@@ -304,11 +304,13 @@ class KafkaRemote(Remote):
             heartbeat_interval_ms=int(config.session_timeout * 300),
             **self._arguments(),
         )
-        self._reader = Reader(consumer, intake, self.end, told)
-        try:
-            await self._reader.start()
-        except Exception as error:
-            raise told(error, "Kafka", _places(intake.rules)) from None
+        places = ", ".join(rule.place for rule in intake.rules)
+
+        def failed(error: Exception) -> None:
+            self.end(told(error, "Kafka", places))
+
+        self._reader = Reader(consumer, intake, self.end, failed)
+        self._reader.begin()
 
     async def _probe(self) -> None:
         """Ask the cluster from time to time; after two failures in a row it is gone."""
@@ -343,7 +345,3 @@ def told(error: Exception, where: str, place: str = "") -> Failure:
     words = f"{where}: {text or type(error).__name__}"
     names = {kind.__name__ for kind in type(error).__mro__}
     return Refused(words, place) if names & _REFUSALS else Retry(words)
-
-
-def _places(rules: Iterable[Rule]) -> str:
-    return ", ".join(rule.place for rule in rules)

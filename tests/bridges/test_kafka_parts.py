@@ -284,7 +284,7 @@ class Room(Intake):
 
 def reading() -> tuple[Reader, Consumer, Room, list[Failure], Callable[[int], None]]:
     consumer, room, ends = Consumer(), Room(), list[Failure]()
-    reader = Reader(consumer, room, ends.append, lambda error, where: Retry(str(error)))
+    reader = Reader(consumer, room, ends.append, lambda error: ends.append(Retry(str(error))))
 
     def put(offset: int) -> None:
         record = SimpleNamespace(
