@@ -38,6 +38,7 @@ from mqttd_plugins._bridge.rules import Applied, BridgeConfig
 from mqttd_plugins._bridge.template import Unfit, Values
 
 _FRUITLESS: Final = 2  # connections that ended with nothing confirmed, until items go one by one
+_TURN: Final = 64  # messages taken out of the outbox, until others have their turn
 
 
 class _Held:
@@ -107,9 +108,13 @@ class Outward:
 
     async def take_all(self) -> None:
         """Take messages out of the outbox, for as long as the client lasts."""
+        turn = 0
         async for received in self._client:
             self.figures.take()
             self._take(received)
+            turn += 1
+            if turn % _TURN == 0:
+                await asyncio.sleep(0)  # a whole window may be there at once: others go on, too
             if len(self._in_hand) >= 2 * self._config.window:
                 # Only QoS 0 gets here: of the rest the broker hands out no more than the window.
                 self._room.clear()
@@ -166,6 +171,7 @@ class Outward:
             key=applied.key(values),
             headers=applied.headers(values),
             payload=payload,
+            place=applied.place,
         )
 
     # Sending.
@@ -192,6 +198,7 @@ class Outward:
                     await asyncio.shield(ticket.durable)
                     ticket.durable = None
             await remote.send(items, done)
+            await asyncio.sleep(0)  # a remote system that answers at once leaves nobody a turn
 
     def lost(self) -> None:
         """The connection is over: what wasn't answered is sent again."""

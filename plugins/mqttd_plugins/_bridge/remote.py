@@ -89,10 +89,11 @@ class Item:
         key: str,
         headers: Sequence[tuple[str, str]] = (),
         payload: bytes | None = None,
+        place: str | None = None,
     ) -> None:
         self.seq = seq  # grows in the order in which messages left the outbox
         self.rule = rule
-        self.place = rule.place
+        self.place = rule.place if place is None else place  # where the rule stands: rules[2]
         self.message = message  # after the rule's function; its topic is the one published to
         self.id = id  # the same for every copy of the message
         self.via = via  # the brokers it has passed, this one included: "a,b"
