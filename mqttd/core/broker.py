@@ -33,6 +33,7 @@ from mqttd.core.settings import Settings, SharePolicy
 from mqttd.core.shared import (
     distribute,
     is_durable,
+    let_go,
     pull,
     queue_of,
 )
@@ -302,20 +303,23 @@ class Broker(Registry):
         hook = self.hooks.undelivered
         if letters is None or hook is None or not letters.waiting or self.journal.refusing:
             return 0
-        barrier = 0
         self.context.at(now)
-        for letter in letters.take():
+        taken = letters.take()
+        barrier = 0
+        for letter in taken:
             try:
                 message = hook(letter)
-                if message is None:
-                    continue
-                self.publish(message, now)
+                if message is not None:
+                    self.publish(message, now)
+                    letters.published += 1
+                    if message.undurable or message.retain:
+                        barrier = self.journal.last()
             except Exception:  # one letter less, and no message the worse for it
                 self.counters.hook_failures += 1
-                continue
-            letters.published += 1
-            if message.undurable or message.retain:
-                barrier = self.journal.last()
+        for letter in taken:
+            letter.message.owed = barrier
+        for letter in taken:
+            let_go(letter.message)
         return barrier
 
     def kick(self, client_id: str, code: int, reason: str, now: float) -> bool:

@@ -14,7 +14,7 @@ be it that the list was full or that only the store had the message at hand.
 
 from typing import Final
 
-from mqttd.core.message import Message
+from mqttd.core.message import OWED, Message
 
 MARK: Final = "mqttd-dead-letter"  # the user property that a dead letter has
 MAX_LETTERS: Final = 10_000  # between two looks at the list
@@ -50,6 +50,7 @@ class Letters:
         elif len(self.waiting) >= MAX_LETTERS:
             self.lost += 1
         else:
+            message.owed = OWED
             self.waiting.append(Letter(reason, client_id, group, message))
 
     def miss(self, reason: str, number: int) -> None:

@@ -8,6 +8,9 @@ identifier differ, and they stand between the two halves that are cached here.
 Must not know: sessions, connections, windows. What differs per receiver (topic alias,
 subscription identifiers, remaining expiry, DUP) goes through `encode_once`, which caches nothing.
 
+Who holds an acknowledgement for a message that was settled before it was stored still waits for
+its dead letter, if it has one (`owed`).
+
 Invariants: `key` is the UTF-8 of `topic`; `properties` is the validated, forwardable property
 block in the order received, without its length prefix; an inbound QoS 0 frame that needs no
 change is forwarded as the very bytes that came.
@@ -18,6 +21,7 @@ from typing import Final
 from mqttd.core.packets import Will
 from mqttd.core.wire import u8, u16, u32, varint
 
+OWED: Final = 1 << 62  # above every batch
 _NO_PROPERTIES: Final = b"\x00"
 _MESSAGE_EXPIRY: Final = b"\x02"
 _TOPIC_ALIAS: Final = b"\x23"
@@ -56,6 +60,7 @@ class Message:
         self.barrier: int = 0  # journal batch that must be durable before this is sent on
         self.serial: int = 0  # in the record of decisions, 0 where there is none
         self.undurable: int = 0  # journalled deliveries neither committed nor settled yet
+        self.owed: int = 0  # batch of the dead letter that stands for it; OWED: not yet written
         self.holder: Holder | None = None  # whose acknowledgement waits for undurable == 0
         # The frame of the layout used last, around the packet identifier; see `use`.
         self.layout: int = -1

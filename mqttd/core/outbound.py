@@ -406,6 +406,8 @@ class Outbound(Link):
             if message is not None:
                 if held.barrier > committed and message.undurable > 0:
                     return
+                if message.owed > committed:
+                    return
                 message.holder = None
             elif held.barrier > committed:
                 return
@@ -444,7 +446,8 @@ class Outbound(Link):
             message = held.message
             if message is not None and message.holder is self:
                 message.holder = None
-            if held.barrier > self.journal.committed:
+            owed = 0 if message is None else message.owed
+            if max(held.barrier, owed) > self.journal.committed:
                 puback = Puback((frame[2] << 8) | frame[3], self.journal.refusing)
                 frame = encode.encode_puback(puback, self.version)
             self.send(frame)  # [MQTT-4.6.0-2] whichever it is, in order

@@ -27,7 +27,7 @@ from mqttd.core.inflight import QUEUED, RELEASED, SENT, SETTLED, Delivery, Windo
 from mqttd.core.journal import DELIVERY_FORGET, Journal
 from mqttd.core.letters import Letters
 from mqttd.core.link import Link
-from mqttd.core.message import Holder, Message
+from mqttd.core.message import OWED, Holder, Message
 from mqttd.core.packets import Will
 from mqttd.core.queue import Queue
 from mqttd.core.retained import Cursor
@@ -367,7 +367,7 @@ class Session(Subscriber):
         message = delivery.message
         if self.context.journal.settle(self.number, delivery):
             holder = message.holder
-            if holder is not None:
+            if holder is not None and message.owed < OWED:
                 message.holder = None
                 holder.release()
 

@@ -17,7 +17,7 @@ from mqttd.core import counters as count
 from mqttd.core import journal as kinds
 from mqttd.core import watch
 from mqttd.core.inflight import Delivery
-from mqttd.core.message import Message
+from mqttd.core.message import OWED, Message
 from mqttd.core.queue import Queue
 from mqttd.core.session import Context, Session
 from mqttd.core.settings import DROP_OLDEST, SharePolicy
@@ -92,6 +92,10 @@ def _distribute(group: SharedGroup, message: Message, now: float, context: Conte
     if message.barrier <= context.journal.committed and group.queue is None:
         member = _next_member(group, message, True)
         if member is not None:
+            if group.policy is not None and message.qos and is_durable(group):
+                # What is in a queue outlives the consumer that has it, and the broker.
+                _number(group, context)
+                context.journal.add(group.number, delivery)
             _assign(group, member, delivery, now)
             return
         if _nobody_may(group, message):
@@ -165,7 +169,7 @@ def give_back(orphans: list[Delivery], context: Context, tried: bool = True) -> 
                 reason = count.DROP_REPLACED
             if reason:
                 _drop(group, delivery, reason, context)
-                _let_go(delivery.message)
+                let_go(delivery.message)
                 context.groups[group] = None
                 continue
         durable = is_durable(group)
@@ -303,7 +307,7 @@ def _assign(group: SharedGroup, member: Subscription, delivery: Delivery, now: f
     if not delivery.lent:
         context.journal.settle(group.number, delivery)
     session.adopt(delivery, now)
-    _let_go(message)
+    let_go(message)
 
 
 def _note_assigned(group: SharedGroup, policy: SharePolicy, delivery: Delivery) -> None:
@@ -422,12 +426,12 @@ def _settle(group: SharedGroup, delivery: Delivery, context: Context) -> None:
     if group.latest:
         _forget_latest(group, delivery)
     if context.journal.settle(group.number, delivery):
-        _let_go(delivery.message)
+        let_go(delivery.message)
 
 
-def _let_go(message: Message) -> None:
+def let_go(message: Message) -> None:
     """Whoever holds an acknowledgement for the message may look again."""
     holder = message.holder
-    if message.undurable == 0 and holder is not None:
+    if message.undurable == 0 and message.owed < OWED and holder is not None:
         message.holder = None
         holder.release()

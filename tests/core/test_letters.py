@@ -239,3 +239,46 @@ def test_letters_wait_while_the_store_takes_nothing() -> None:
     b.broker.accept()
     h.flush()
     assert b.reasons == [count.DROP_SESSION_ENDED]
+
+
+def test_a_publisher_waits_for_the_letter_of_a_message_that_was_never_stored() -> None:
+    h = Paged()
+    b = Buried(h)
+    b.client("collector", "dead/#", expiry=1000).drop()
+    receiver = b.client("a", "t", expiry=1000, auto_ack=False)
+    publisher = h.client("p")
+    publisher.publish("t", b"1", 1)
+    (packet,) = receiver.messages()
+    receiver.send(Puback(packet.packet_id, 0x83))  # before its batch was taken
+    publisher.expect_nothing()
+    h.commit()
+    publisher.expect(Puback)
+    assert [row.topic for row in h.shelf.rows.values()] == ["dead/refused_by_receiver"]
+
+
+def test_a_publisher_waits_no_longer_where_the_letter_is_not_stored() -> None:
+    h = Paged()
+    b = Buried(h)
+    receiver = b.client("a", "t", expiry=1000, auto_ack=False)
+    publisher = h.client("p")
+    publisher.publish("t", b"1", 1)
+    (packet,) = receiver.messages()
+    receiver.send(Puback(packet.packet_id, 0x83))
+    assert len(b.asked) == 1
+    publisher.expect(Puback)
+
+
+def test_two_letters_of_one_message_are_both_waited_for() -> None:
+    h = Paged()
+    b = Buried(h)
+    b.client("collector", "dead/#", expiry=1000).drop()
+    receivers = [b.client(name, "t", expiry=1000, auto_ack=False) for name in "ab"]
+    publisher = h.client("p")
+    publisher.publish("t", b"1", 1)
+    for receiver in receivers:
+        (packet,) = receiver.messages()
+        receiver.send(Puback(packet.packet_id, 0x83))
+    publisher.expect_nothing()
+    h.commit()
+    publisher.expect(Puback)
+    assert len(h.shelf.rows) == 2

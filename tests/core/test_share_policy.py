@@ -168,15 +168,35 @@ def test_an_acknowledgement_waits_for_the_copy_that_expires_sooner(there: bool) 
     publisher.expect(Puback)
 
 
-def test_an_acknowledgement_waits_for_nothing_when_nothing_is_stored() -> None:
-    h = Harness(durable=True)
-    g = Grouped(h, ttl=10.0)
+@pytest.mark.parametrize("ttl", [0.0, 10.0])
+def test_what_a_consumer_that_does_not_last_has_is_still_the_queues(ttl: float) -> None:
+    h = Paged()
+    g = Grouped(h, ttl=ttl)
     h.commit()
     consumer = g.consumer("c")
     publisher = h.client("p")
     publisher.publish("t/a", b"1", 1)
+    (packet,) = consumer.messages()
+    publisher.expect_nothing()
+    h.commit()
     publisher.expect(Puback)
-    assert texts(consumer) == ["1"]
+    assert h.shelf.of(g.group.number) == [b"1"]
+    ack(consumer, [packet])
+    h.commit()
+    assert h.shelf.of(g.group.number) == []
+
+
+def test_what_a_consumer_finishes_at_once_is_never_stored() -> None:
+    h = Paged()
+    g = Grouped(h)
+    h.commit()
+    consumer = g.consumer("c")
+    publisher = h.client("p")
+    publisher.publish("t/a", b"1", 1)
+    ack(consumer, consumer.messages())
+    publisher.expect(Puback)
+    h.commit()
+    assert h.shelf.rows == {}
 
 
 # QoS 0.
