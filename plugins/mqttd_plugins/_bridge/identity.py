@@ -13,6 +13,10 @@ and never expires; so a row is claimed by the message that it was made for, or b
 same topic, payload and properties and was in flight as well: which of the two has which id makes
 no difference to anybody. Rows that nobody claimed by then belong to deliveries that are gone.
 
+One row a message, though many to a row would be cheaper: such a row would name messages that were
+acknowledged, and one that looks the same, whose own row a crash has undone, would take an id that a
+consumer has seen.
+
 A message at QoS 0 gets an id and no row: it is sent once or not at all.
 
 Hops: `mqttd-via` holds the origins that a message has passed, "a,b". What comes in with an origin
