@@ -155,7 +155,7 @@ class BridgeActiveMQ(BridgePlugin[Config]):
     def __init__(self, config: Config, broker: BrokerServices) -> None:
         super().__init__(config, broker)
         self._access: Access | None = None
-        self._suspects: set[str] = set()
+        self._suspects: dict[str, None] = {}
 
     async def check(self) -> None:
         await super().check()
@@ -178,8 +178,10 @@ def _prepare(config: Config) -> Access:
 class ActiveMQRemote(Remote):
     """One connection to ActiveMQ."""
 
-    def __init__(self, config: Config, access: Access, client_id: str, suspects: set[str]) -> None:
-        """`suspects`: ids of the last transaction that was refused, for the connections to come."""
+    def __init__(
+        self, config: Config, access: Access, client_id: str, suspects: dict[str, None]
+    ) -> None:
+        """`suspects`: ids of refused transactions, for the connections to come."""
         self.batch = config.transaction
         self._config = config
         self._access = access
@@ -222,6 +224,8 @@ class ActiveMQRemote(Remote):
     async def send(self, items: Sequence[Item], done: Done) -> None:
         connection = self._connection
         assert connection is not None
+        if connection.lost.done():
+            return  # the items go on the next one
         sendable: list[tuple[Item, list[tuple[str, str]]]] = []
         for item in items:
             try:
@@ -245,12 +249,18 @@ class ActiveMQRemote(Remote):
             await connection.ask("COMMIT", [("transaction", transaction)])
         except StompError:
             if connection.lost.done() and connection.lost.result().refused:
-                self._suspects.clear()
-                self._suspects.update(ids)
+                self._suspect(ids)
             return
-        self._suspects.difference_update(ids)
+        for id in ids:
+            self._suspects.pop(id, None)
         for item, _ in sendable:
             done(item, None)
+
+    def _suspect(self, ids: set[str]) -> None:
+        """One of these was refused. What is dead-lettered is never confirmed, so old ones go."""
+        self._suspects.update(dict.fromkeys(ids))
+        while len(self._suspects) > 2 * self.batch:
+            del self._suspects[next(iter(self._suspects))]
 
     async def _send_alone(
         self,
