@@ -25,6 +25,7 @@ from mqttd.core import counters as count
 from mqttd.core import spec
 from mqttd.core.broker import Broker
 from mqttd.core.counters import Counters
+from mqttd.core.letters import Letters
 
 _NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -69,6 +70,7 @@ METRICS: Final = (
     ),
     Metric("mqttd_messages_delivered_total", COUNTER, (), "of these: delivered, acknowledged"),
     Metric("mqttd_messages_dropped_total", COUNTER, ("reason",), "of these: ended undelivered"),
+    Metric("mqttd_dead_letters_total", COUNTER, ("outcome",), "of those: became a dead letter"),
     Metric("mqttd_messages_redelivered_total", COUNTER, (), "sent again, marked DUP"),
     Metric("mqttd_inflight", GAUGE, (), "sent and not acknowledged yet"),
     Metric("mqttd_queue_messages", GAUGE, (), "waiting for sessions and shared subscriptions"),
@@ -232,7 +234,19 @@ def samples(broker: Broker, census: Census, facts: Facts) -> dict[str, Series]:
         },
     }
     found["mqttd_storage_commit_seconds"] = _histogram(facts.commits)
+    found["mqttd_dead_letters_total"] = _letters(broker.context.letters)
     return found | _counted(broker.counters) | _plugins(facts.plugins)
+
+
+def _letters(letters: Letters | None) -> Series:
+    """`published`; the rest are those that became none: undelivered themselves, too many at once,
+    or with the store alone."""
+    return {
+        ("published",): letters.published if letters is not None else 0,
+        ("undelivered",): letters.again if letters is not None else 0,
+        ("overflow",): letters.lost if letters is not None else 0,
+        ("unread",): letters.unread if letters is not None else 0,
+    }
 
 
 def _histogram(buckets: Buckets | None) -> Series:

@@ -12,6 +12,7 @@ from mqttd import metrics
 from mqttd.census import Census
 from mqttd.core import counters as count
 from mqttd.core import spec
+from mqttd.core.letters import Letters
 from mqttd.metrics import (
     COUNTER,
     DROPS,
@@ -290,6 +291,17 @@ def test_the_guide_lists_every_metric() -> None:
         for metric in METRICS
     }
     assert rows == expected
+
+
+def test_dead_letters_are_told_apart_by_what_became_of_them() -> None:
+    h = Harness()
+    name = "mqttd_dead_letters_total"
+    assert value(page(h), name, outcome="published") == 0
+    letters = h.broker.context.letters = Letters(frozenset({count.DROP_EXPIRED}))
+    letters.published, letters.again, letters.lost, letters.unread = 1, 2, 3, 4
+    found = page(h)
+    outcomes = ("published", "undelivered", "overflow", "unread")
+    assert [value(found, name, outcome=each) for each in outcomes] == [1, 2, 3, 4]
 
 
 def expressions(node: object) -> Iterator[str]:

@@ -63,7 +63,8 @@ def test_every_metric_is_listed(root: Path, name: str) -> None:
     source = (root / "plugins/mqttd_plugins" / f"{name}.py").read_text()
     counted = set(re.findall(r'\.(?:count|gauge)\("(\w+)"', source))
     metrics = section(page(root, name), "Metrics").partition("Audit")[0]
-    assert set(re.findall(r"`(\w+)`", metrics)) == counted
+    told = {each for each in re.findall(r"`(\w+)`", metrics) if not each.startswith("mqttd_")}
+    assert told == counted
 
 
 def test_every_reason_is_explained(root: Path) -> None:
