@@ -88,11 +88,11 @@ class Story:
             tally.dropped[trace.reason] = tally.dropped.get(trace.reason, 0) + number
         tally.left += min(number, tally.waiting)
 
-    def room(self, trace: Trace) -> int:
+    def room(self, trace: Trace, still_queued: int) -> int:
         """How many of the messages a trace can be about."""
         tally = self.tally(trace.client_id)
         if tally.queued or trace.kind == watch.SENT:
-            return tally.waiting
+            return max(tally.waiting - still_queued, 0)
         low = max(self.trace.serial, trace.serial)
         high = min(self.trace.last_serial, trace.last_serial)
         return max(high - low + 1 - sum(tally.dropped.values()), 0)
@@ -114,8 +114,9 @@ async def stories(broker: Broker, question: Question) -> list[Story]:
         elif trace.serial and trace.kind in _OUTCOMES:
             outcomes.append(trace)
     first = [story.trace.serial for story in found]
+    held = Held(broker)
     for trace in outcomes:
-        _attribute(found, first, trace)
+        _attribute(found, first, trace, held)
     about = [story for story in found if _is_about(broker, question, story)]
     return about[-question.limit :]
 
@@ -123,11 +124,12 @@ async def stories(broker: Broker, question: Question) -> list[Story]:
 _OUTCOMES: Final = (watch.DROPPED, watch.QUEUED, watch.SENT, watch.CHANGED)
 
 
-def _attribute(found: list[Story], first: list[int], trace: Trace) -> None:
+def _attribute(found: list[Story], first: list[int], trace: Trace, held: Held) -> None:
     """Give what a trace says to the stories that it is about.
 
     Serials only grow, and each belongs to one message; but what leaves a queue in a row is one
-    trace, though it came in as many stories. A queue keeps the order, so they are filled in turn.
+    trace, though it came in as many stories. The first and the last of them are certain. Between
+    them a queue keeps the order, and what it still holds has not left it.
     """
     place = max(bisect.bisect_right(first, trace.serial) - 1, 0)
     concerned = []
@@ -142,15 +144,18 @@ def _attribute(found: list[Story], first: list[int], trace: Trace) -> None:
                 story.topic = trace.topic  # a plugin took it, so it was routed nowhere
         elif story.topic == trace.topic and story.trace.client_id == trace.origin:
             concerned.append(story)
-    left = trace.count
+    if len(concerned) <= 1:
+        for story in concerned:
+            story.add(trace, trace.count)
+        return
+    waiting = held.of(trace.client_id)[1]
+    left = trace.count - 1  # one is the last story's
     for story in concerned[:-1]:
-        number = min(story.room(trace), left)
+        number = min(story.room(trace, _within(waiting, story.trace)), left)
         left -= number
         if number:
             story.add(trace, number)
-    if concerned and left:
-        story = concerned[-1]
-        story.add(trace, left if len(concerned) == 1 else min(story.room(trace), left))
+    concerned[-1].add(trace, 1 + left)
 
 
 def _is_about(broker: Broker, question: Question, story: Story) -> bool:
@@ -170,7 +175,7 @@ async def tell(
 ) -> AsyncIterator[list[dict[str, Any]]]:
     """The messages as plain values, some at a time. `epoch` + the core's clock is wall time."""
     portion: list[dict[str, Any]] = []
-    held = _Held(broker)
+    held = Held(broker)
     rules = _Rules(broker, hooks)
     for story in await stories(broker, question):
         portion.append(await _told(broker, rules, story, question, held, epoch))
@@ -186,7 +191,7 @@ async def _told(
     rules: _Rules,
     story: Story,
     question: Question,
-    held: _Held,
+    held: Held,
     epoch: float,
 ) -> dict[str, Any]:
     trace = story.trace
@@ -242,7 +247,7 @@ class _Rules:
         return self._known[key], True
 
 
-class _Held:
+class Held:
     """What sessions and groups hold now, by the serial of the message; looked up once each."""
 
     def __init__(self, broker: Broker) -> None:
@@ -283,7 +288,7 @@ def _within(serials: list[int], trace: Trace) -> int:
     return bisect.bisect_right(serials, trace.last_serial) - low
 
 
-def _received(broker: Broker, story: Story, name: str, held: _Held) -> dict[str, Any]:
+def _received(broker: Broker, story: Story, name: str, held: Held) -> dict[str, Any]:
     """What became of a story for one of those it matched."""
     trace = story.trace
     tally = story.tallies.get(name) or Tally()
@@ -297,7 +302,12 @@ def _received(broker: Broker, story: Story, name: str, held: _Held) -> dict[str,
         # Only the store had it at hand, so nobody could write its end down.
         gone = tally.waiting - in_queue
         dropped[count.DROP_QUEUE_FULL] = dropped.get(count.DROP_QUEUE_FULL, 0) + gone
-    rest = trace.count - sum(dropped.values()) - in_flight - in_queue
+    rest = trace.count - in_flight - in_queue
+    for reason in list(dropped):
+        # What a session holds is certain; of a row that left its queue one may be elsewhere.
+        dropped[reason] = min(dropped[reason], max(rest, 0))
+        rest -= dropped[reason]
+    dropped = {reason: number for reason, number in dropped.items() if number}
     session = broker.sessions.get(name)
     return {
         "client": name,

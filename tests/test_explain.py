@@ -177,6 +177,24 @@ def test_what_leaves_a_queue_in_a_row_belongs_to_many_messages() -> None:
     assert [one["dropped"] for one in last] == [{"expired": 1}] * 2
 
 
+def test_what_expires_in_the_middle_of_a_queue_is_found_there() -> None:
+    settings = Settings()
+    settings.max_queued_messages = 3
+    h = recording(settings)
+    away = h.client("away", expiry=600)
+    away.subscribe("a", qos=1)
+    away.drop()
+    pub = h.client("pub")
+    pub.publish("a", b"x", 1, message_expiry=1)
+    pub.publish("a", b"x", 1)
+    pub.publish("a", b"x", 1, message_expiry=1)
+    h.advance(5)
+    pub.publish("a", b"x", 1)  # finds the queue full, and two of it expired
+    found = [receiver(message, "away") for message in told(h)]
+    assert [one["dropped"] for one in found] == [{"expired": 1}, {}, {"expired": 1}, {}]
+    assert [one["queued"] for one in found] == [0, 1, 0, 1]
+
+
 def test_what_expired_in_the_queue() -> None:
     h = recording()
     away = h.client("away", expiry=600)
