@@ -20,8 +20,8 @@ Failures say what they mean for the message, not which call raised them:
               `tries`. For a connection: the next one may be better.
     Poison    will never work for this item: too large, refused for what is in it.
     Refused   will not work until somebody changes something: a wrong password, a queue that isn't
-              there. Only a connection is refused. The bridge's state says so, with the rule's
-              place, and it tries again as slowly as it ever does.
+              there. For a connection: the bridge's state says so, with the rule's place, and it is
+              tried again every `retry_most`. For an item: it waits as long, and no try is counted.
 
 Must not know: sessions, acknowledgements inside the broker, metrics.
 """
