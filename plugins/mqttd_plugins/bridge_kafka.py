@@ -38,6 +38,7 @@ from mqttd_plugins._kafka_in import Reader
 from mqttd_plugins._kafka_out import Learnt, Writer
 
 _PORT: Final = 9092
+_BATCH: Final = 65536  # bytes of a batch of one partition, of which one is under way
 _REFUSALS: Final = frozenset(
     {
         "AuthenticationFailedError",
@@ -90,6 +91,8 @@ class KafkaRule(Rule):
 class Config(AccessConfig):
     rules: list[KafkaRule]
     """What goes which way."""
+    window: Annotated[int, Field(ge=1, le=65535)] = 4096
+    """Messages that may be on their way at once, each way."""
     group: str | None = None
     """The consumer group; without one `mqttd-NAME`."""
     offset_reset: Literal["earliest", "latest"] = "earliest"
@@ -211,6 +214,7 @@ class KafkaRemote(Remote):
             acks="all",
             enable_idempotence=True,
             linger_ms=int(config.linger * 1000),
+            max_batch_size=min(_BATCH, config.max_message_size),
             max_request_size=config.max_message_size,
             compression_type=None if config.compression == "none" else config.compression,
             **arguments,

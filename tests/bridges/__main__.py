@@ -59,11 +59,15 @@ FACES: dict[str, Callable[[Path], Far]] = {
 }
 
 
-def main() -> int:
-    # In a source tree, here and in the processes that are started.
+def ready() -> None:
+    """Find everything in a source tree, here and in the processes that are started."""
     for place in (str(ROOT / "plugins"), str(ROOT)):
         sys.path.insert(0, place)
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [place, os.getenv("PYTHONPATH")]))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getenv("PYTHONPATH"), place]))
+
+
+def main() -> int:
+    ready()
     parser = argparse.ArgumentParser(prog="python -m tests.bridges")
     parser.add_argument("--bridge", choices=sorted(FACES), default="mqtt")
     parser.add_argument("--messages", type=int, default=20_000, help="each way")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ PLUGIN = "mqttd_plugins.bridge_kafka:BridgeKafka"
 PARTITIONS = 3
 _AGAIN_S = 0.2
 _SHORT_MS = 5000
+# It is killed on purpose, and each client would tell of that again and again.
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 async def make_topics(server: Server, *names: str, **settings: str) -> None:
