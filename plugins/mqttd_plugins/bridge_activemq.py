@@ -122,6 +122,8 @@ class ActiveMQRule(Rule):
 class Config(AccessConfig):
     rules: list[ActiveMQRule]
     """What goes which way."""
+    window: Annotated[int, Field(ge=1, le=65535)] = 1000
+    """Messages on their way at once, each way: what fills the next transaction while one is out."""
     vhost: str | None = None
     """The `host` header at the login; without one the host of the address."""
     heartbeat: Annotated[int, Field(ge=0, le=3600)] = 10

@@ -123,6 +123,8 @@ class RabbitRule(Rule):
 class Config(AccessConfig):
     rules: list[RabbitRule]
     """What goes which way."""
+    window: Annotated[int, Field(ge=1, le=65535)] = 1000
+    """Messages on their way at once, each way: RabbitMQ confirms what it wrote in one go."""
     vhost: str = "/"
     """The virtual host."""
     heartbeat: Annotated[int, Field(ge=0, le=3600)] = 60

@@ -50,12 +50,26 @@ def _kafka(place: Path) -> Far:
     return FarKafka(place)
 
 
+def _rabbitmq(place: Path) -> Far:
+    from tests.bridges.far_rabbitmq import FarRabbitMQ
+
+    return FarRabbitMQ(place)
+
+
+def _activemq(place: Path) -> Far:
+    from tests.bridges.far_activemq import FarActiveMQ
+
+    return FarActiveMQ(place)
+
+
 # Each is imported when it is asked for: it needs what the others don't.
 FACES: dict[str, Callable[[Path], Far]] = {
     "mqtt": _mqtt,
     "mqtt-3.1.1": _mqtt_3,
     "mosquitto": _mosquitto,
     "kafka": _kafka,
+    "rabbitmq": _rabbitmq,
+    "activemq": _activemq,
 }
 
 
