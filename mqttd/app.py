@@ -26,9 +26,7 @@ from typing import Final
 
 import mqttd
 from mqttd import log
-from mqttd.audit import Audit
 from mqttd.config import Config, ControlConfig, StorageConfig
-from mqttd.control import Operator
 from mqttd.core.broker import Broker
 from mqttd.core.watch import Watcher
 from mqttd.hooks.loader import prepare
@@ -38,7 +36,9 @@ from mqttd.monitor import Monitor, facts_of
 from mqttd.net.flow import Flow
 from mqttd.net.lines import LineServer
 from mqttd.net.listener import Listener, ListenError
-from mqttd.reload import Reloader, Report, certificates_of
+from mqttd.operate.answers import Operator
+from mqttd.operate.audit import Audit
+from mqttd.operate.reload import Reloader, Report, certificates_of
 from mqttd.store.base import Store, StoreError
 from mqttd.store.committer import Committer
 from mqttd.store.memory import MemoryStore
@@ -328,7 +328,7 @@ class App:
         return self._reloading
 
     async def reload(self) -> Report:
-        """Read the configuration again and apply what can change live; see `mqttd.reload`."""
+        """Read the configuration again and apply what can change live, see `operate.reload`."""
         reloader = self._reloader
         if reloader is None:
             return Report(problems=["the broker isn't running"])

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mqttd import operator_commands
+from mqttd.operate import commands as operator_commands
 
 if TYPE_CHECKING:
     from mqttd.config import Config, ConfigError
@@ -187,7 +187,7 @@ def _brought_by_a_plugin(
     """The command of a plugin, if that is what the first word names."""
     if not words or words[0].startswith("-") or words[0] in _names(parser):
         return None
-    from mqttd import plugin_commands
+    from mqttd.operate import plugins as plugin_commands
 
     return plugin_commands.find(words[0])
 
@@ -298,8 +298,8 @@ def _check(file: str, *, as_json: bool) -> int:
 
 
 def _plugins(name: str | None, *, as_json: bool) -> int:
-    from mqttd import plugin_commands
     from mqttd.hooks.loader import NoPlugin
+    from mqttd.operate import plugins as plugin_commands
 
     if name is None:
         plugin_commands.list_plugins(as_json)

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from mqttd import audit, log
-from mqttd.audit import DENIALS, MAX_CLIENTS, WINDOW_S, Audit, act
+from mqttd import log
 from mqttd.core import watch
 from mqttd.core.router import Event
 from mqttd.core.watch import Trace, Watcher
+from mqttd.operate import audit
+from mqttd.operate.audit import DENIALS, MAX_CLIENTS, WINDOW_S, Audit, act
 
 HOSTILE = "x\nINFO connect client=admin\x1b[2J\u202e"
 

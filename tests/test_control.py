@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 
 import mqttd
-from mqttd import cli, control, top
+from mqttd import cli
 from mqttd.app import App
 from mqttd.config import Config, parse_config
-from mqttd.control import Operator
 from mqttd.core.packets import Connect, Disconnect, Publish
 from mqttd.core.properties import Properties
 from mqttd.core.trie import Subscription
 from mqttd.net.lines import ListenError, Refused
+from mqttd.operate import answers as control
+from mqttd.operate import top
+from mqttd.operate.answers import Operator
 from tests.harness import Harness
 from tests.net.kit import Wire, loopback, running
 

@@ -18,8 +18,9 @@ import pytest
 from pydantic import BaseModel
 
 from device_sim import cli as device_sim
-from mqttd import cli, config, plugin_commands
+from mqttd import cli, config
 from mqttd.core import counters
+from mqttd.operate import plugins as plugin_commands
 from mqttd.yamltree import Document
 
 ROOT = Path(__file__).parents[1]

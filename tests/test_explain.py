@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqttd import explained, why
 from mqttd.core.packets import Will
 from mqttd.core.settings import DROP_NEWEST, DROP_OLDEST, Settings
 from mqttd.core.watch import Watcher
-from mqttd.explain import Question, stories, tell
 from mqttd.metrics import DROPS
-from mqttd.why import CODES, difference
+from mqttd.operate import explained, why
+from mqttd.operate.explain import Question, stories, tell
+from mqttd.operate.why import CODES, difference
 from tests.harness import Harness
 
 EPOCH = 1_700_000_000.0

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from mqttd import audit
 from mqttd.app import App
-from mqttd.control import Operator
 from mqttd.core.packets import Connack, Connect, Filter, Puback, Publish, Suback, Subscribe
 from mqttd.core.properties import Properties
 from mqttd.net.lines import Refused
+from mqttd.operate import audit
+from mqttd.operate.answers import Operator
 from tests.net.kit import Wire, loopback, running
 
 PLUGIN = {"use": "tests.gate:Gate"}

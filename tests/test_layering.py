@@ -56,11 +56,23 @@ ALONE = {
     ),
     "mqttd.testing": ("mqttd.api", "mqttd.app", "mqttd.config"),
     # The operator's side of the broker ...
-    "mqttd.audit": ("mqttd.core", "mqttd.log"),
-    "mqttd.explain": ("mqttd.core", "mqttd.hooks.manager", "mqttd.hooks.values"),
-    "mqttd.why": ("mqttd.core", "mqttd.explain", "mqttd.hooks.manager", "mqttd.hooks.values"),
-    "mqttd.control": (
-        *("mqttd", "mqttd.core", "mqttd.audit", "mqttd.explain", "mqttd.why", "mqttd.metrics"),
+    "mqttd.operate.audit": ("mqttd.core", "mqttd.log"),
+    "mqttd.operate.explain": ("mqttd.core", "mqttd.hooks.manager", "mqttd.hooks.values"),
+    "mqttd.operate.why": (
+        "mqttd.core",
+        "mqttd.operate.explain",
+        "mqttd.hooks.manager",
+        "mqttd.hooks.values",
+    ),
+    "mqttd.operate.answers": (
+        *(
+            "mqttd",
+            "mqttd.core",
+            "mqttd.operate.audit",
+            "mqttd.operate.explain",
+            "mqttd.operate.why",
+            "mqttd.metrics",
+        ),
         "mqttd.census",
         *("mqttd.hooks.manager", "mqttd.net.lines"),
     ),
@@ -68,29 +80,37 @@ ALONE = {
         *("mqttd.config", "mqttd.net.listener", "mqttd.net.protocol"),
         *("mqttd.net.sockets", "mqttd.net.tls"),
     ),
-    "mqttd.reload": (
-        *("mqttd", "mqttd.core", "mqttd.log", "mqttd.audit", "mqttd.config", "mqttd.monitor"),
+    "mqttd.operate.reload": (
+        *(
+            "mqttd",
+            "mqttd.core",
+            "mqttd.log",
+            "mqttd.operate.audit",
+            "mqttd.config",
+            "mqttd.monitor",
+        ),
         *("mqttd.hooks", "mqttd.hooks.checking", "mqttd.hooks.loader", "mqttd.hooks.manager"),
         *("mqttd.net.flow", "mqttd.net.http", "mqttd.net.listener", "mqttd.net.tls"),
         "mqttd.wiring",
     ),
     # ... and that of the terminal, which knows the broker by its socket alone.
-    "mqttd.show": ("mqttd.log",),
-    "mqttd.control_client": (),
-    "mqttd.explained": ("mqttd.show",),
-    "mqttd.top": ("mqttd.control_client", "mqttd.log", "mqttd.show"),
-    "mqttd.plugin_commands": (
+    "mqttd.operate": (),
+    "mqttd.operate.show": ("mqttd.log",),
+    "mqttd.operate.client": (),
+    "mqttd.operate.explained": ("mqttd.operate.show",),
+    "mqttd.operate.top": ("mqttd.operate.client", "mqttd.log", "mqttd.operate.show"),
+    "mqttd.operate.plugins": (
         *("mqttd.hooks", "mqttd.hooks.checking", "mqttd.hooks.loader", "mqttd.hooks.plugin"),
-        "mqttd.show",
+        "mqttd.operate.show",
     ),
-    "mqttd.operator_commands": (
-        *("mqttd", "mqttd.config", "mqttd.scalars", "mqttd.control_client", "mqttd.log"),
-        *("mqttd.show", "mqttd.explained", "mqttd.top"),
+    "mqttd.operate.commands": (
+        *("mqttd", "mqttd.config", "mqttd.scalars", "mqttd.operate.client", "mqttd.log"),
+        *("mqttd.operate.show", "mqttd.operate.explained", "mqttd.operate.top"),
     ),
     "mqttd.cli": (
         *("mqttd", "mqttd.app", "mqttd.config", "mqttd.log", "mqttd.net.loops"),
-        *("mqttd.store.admin", "mqttd.store.view", "mqttd.operator_commands"),
-        *("mqttd.plugin_commands", "mqttd.hooks", "mqttd.hooks.checking", "mqttd.hooks.loader"),
+        *("mqttd.store.admin", "mqttd.store.view", "mqttd.operate", "mqttd.operate.commands"),
+        *("mqttd.operate.plugins", "mqttd.hooks", "mqttd.hooks.checking", "mqttd.hooks.loader"),
     ),
     "mqttd.__main__": ("mqttd.cli",),
 }

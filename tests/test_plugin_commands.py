@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from mqttd import api, cli, plugin_commands
+from mqttd import api, cli
 from mqttd.api import Duration, Plugin, PluginConfig
 from mqttd.hooks import checking, loader
-from mqttd.plugin_commands import keys_of
+from mqttd.operate import plugins as plugin_commands
+from mqttd.operate.plugins import keys_of
 from tests.gate import Config, Gate
 
 LOOSE = '''

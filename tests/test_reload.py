@@ -13,7 +13,7 @@ from mqttd.config import load_config, parse_config, parse_yaml
 from mqttd.core import spec
 from mqttd.core.packets import Disconnect, Puback
 from mqttd.net.listener import Listener, ListenError
-from mqttd.reload import Report
+from mqttd.operate.reload import Report
 from tests.net.kit import Wire, reserved_port
 from tests.tls import Authority
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from mqttd.show import line
+from mqttd.operate.show import line
 
 
 def show(messages: list[dict[str, Any]], end: dict[str, Any], client_id: str) -> None:

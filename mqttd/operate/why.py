@@ -5,8 +5,8 @@ the client has no session, or had none; no filter of it matches, and which one c
 its own message; it was away; it may not have it, by which rule; the message expired, found a queue
 full, went to another member of a shared group.
 
-Must not know: the socket, how findings are printed. `mqttd.explain` tells what became of each
-message; here is what was never matched at all.
+Must not know: the socket, how findings are printed. `explain` tells what became of each message;
+here is what was never matched at all.
 
 Invariant: every finding is one sentence with a code that lasts (docs/how-to/why-not-delivered.md
 has the list, a test compares them); asking changes nothing.
@@ -24,9 +24,9 @@ from mqttd.core.broker import Broker
 from mqttd.core.session import Session
 from mqttd.core.topics import matches, split_shared
 from mqttd.core.watch import Trace
-from mqttd.explain import Question, Story
 from mqttd.hooks.manager import HookManager
 from mqttd.hooks.values import Client, Deny
+from mqttd.operate.explain import Question, Story
 
 _SEARCHED: Final = 20_000  # client ids among which one that resembles is looked for
 

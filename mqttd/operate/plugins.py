@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from mqttd.hooks import checking, loader
 from mqttd.hooks.plugin import Plugin
-from mqttd.show import table
+from mqttd.operate.show import table
 
 GROUP: Final = "mqttd.commands"
 _WORDS: Final = {"object": "mapping", "string": "text", "integer": "number"}

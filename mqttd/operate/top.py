@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from mqttd.log import escape
-from mqttd.show import columns
+from mqttd.operate.show import columns
 
 if TYPE_CHECKING:
-    from mqttd.control_client import Control
+    from mqttd.operate.client import Control
 
 _RATES: Final = (
     ("messages_received", "messages in"),

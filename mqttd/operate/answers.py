@@ -23,7 +23,6 @@ from time import monotonic
 from typing import Any, Final
 
 import mqttd
-from mqttd.audit import act
 from mqttd.census import Census
 from mqttd.core import spec
 from mqttd.core.broker import Broker
@@ -31,11 +30,12 @@ from mqttd.core.connection import Connection
 from mqttd.core.errors import ProtocolError
 from mqttd.core.session import Session
 from mqttd.core.topics import is_wildcard, validate_topic_filter
-from mqttd.explain import Question, stories, tell
 from mqttd.hooks.manager import HookManager
 from mqttd.metrics import VERSIONS
 from mqttd.net.lines import Refused
-from mqttd.why import why
+from mqttd.operate.audit import act
+from mqttd.operate.explain import Question, stories, tell
+from mqttd.operate.why import why
 
 logger: Final = logging.getLogger("mqttd.plugins")
 

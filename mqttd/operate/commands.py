@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from mqttd.control_client import Control
+    from mqttd.operate.client import Control
 
 GOOD: Final = 0
 BAD: Final = 1
@@ -104,7 +104,7 @@ def _duration(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Run one of the commands; an exit code."""
     from mqttd.config import ConfigError
-    from mqttd.control_client import Control, NotGranted, Unanswered
+    from mqttd.operate.client import Control, NotGranted, Unanswered
 
     try:
         path = _socket_of(args)
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _socket_of(args: argparse.Namespace) -> Path | None:
     from mqttd.config import load_config
-    from mqttd.control_client import DEFAULT
+    from mqttd.operate.client import DEFAULT
 
     if args.socket is not None:
         return Path(args.socket)
@@ -150,7 +150,7 @@ def _print_json(value: object) -> None:
 
 
 def _list(control: Control, args: argparse.Namespace) -> int:
-    from mqttd import show
+    from mqttd.operate import show
 
     request = {"do": args.command, "filter": args.filter}
     if args.json:
@@ -228,7 +228,7 @@ def _kick(control: Control, args: argparse.Namespace) -> int:
 
 
 def _ban(control: Control, args: argparse.Namespace) -> int:
-    from mqttd import show
+    from mqttd.operate import show
 
     arguments: dict[str, object] = {}
     if args.action != "list":
@@ -285,7 +285,7 @@ def _reload(control: Control, args: argparse.Namespace) -> int:
     if args.json:
         _print_json(end)
     else:
-        from mqttd import show
+        from mqttd.operate import show
 
         for change in end["changed"]:
             show.line(f"changed: {change}")
@@ -306,7 +306,7 @@ def _done(
     request: dict[str, Any],
     says: Callable[[dict[str, Any]], str],
 ) -> int:
-    from mqttd import show
+    from mqttd.operate import show
 
     _, end = control.ask(request)
     if args.json:
@@ -317,7 +317,7 @@ def _done(
 
 
 def _explain(control: Control, args: argparse.Namespace) -> int:
-    from mqttd import explained
+    from mqttd.operate import explained
 
     request = {
         "do": "explain",
@@ -335,7 +335,7 @@ def _explain(control: Control, args: argparse.Namespace) -> int:
 
 
 def _top(control: Control, args: argparse.Namespace) -> int:
-    from mqttd import top
+    from mqttd.operate import top
 
     if args.once:
         _, figures = control.ask({"do": "figures"})

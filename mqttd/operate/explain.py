@@ -5,7 +5,7 @@ published it, which rule allowed or denied it, which plugin changed it, whom it 
 each of them how many were delivered, are in flight, wait, or were dropped and why.
 
 Must not know: the socket that asks, how an answer is printed, files and lines of rules (they are
-text). Why a client got nothing of a topic is `mqttd.why`.
+text). Why a client got nothing of a topic is `mqttd.operate.why`.
 
 Invariants: nothing is changed by asking; the record is read in steps, so that a long one holds
 nobody up; numbers add up: `count = delivered + in_flight + queued + all of dropped` for each

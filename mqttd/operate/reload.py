@@ -26,7 +26,6 @@ from time import monotonic
 from typing import Any, Final
 
 from mqttd import log
-from mqttd.audit import audit
 from mqttd.config import Config, ConfigError, LimitsConfig, PluginEntry, load_config
 from mqttd.core import spec
 from mqttd.core.connection import Connection
@@ -38,6 +37,7 @@ from mqttd.net.flow import Flow
 from mqttd.net.http import HttpServer
 from mqttd.net.listener import Endpoint, Listener, ListenError
 from mqttd.net.tls import expires_at
+from mqttd.operate.audit import audit
 from mqttd.wiring import endpoint_of, place_of
 
 _SLICE: Final = 100  # connections closed before others get their turn
