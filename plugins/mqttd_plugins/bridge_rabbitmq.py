@@ -70,6 +70,8 @@ class BindingConfig(PluginConfig):
 class QueueConfig(PluginConfig):
     type: Literal["quorum", "classic"] = "quorum"
     """`quorum` is replicated; both are durable."""
+    single_active_consumer: bool = True
+    """Only one consumer gets messages, the next one after what that had is back: for order."""
     arguments: dict[str, str | int | bool] = {}
     """Further arguments: `x-delivery-limit`, `x-max-length`, `x-dead-letter-exchange` …"""
     bindings: list[BindingConfig] = []
@@ -253,6 +255,8 @@ class RabbitRemote(Remote):
                 await _ours(channel.queue_declare(queue, passive=True))
                 return
             arguments: dict[str, Any] = {"x-queue-type": made.type, **made.arguments}
+            if made.single_active_consumer:
+                arguments["x-single-active-consumer"] = True
             await _ours(channel.queue_declare(queue, durable=True, arguments=arguments))
             for binding in made.bindings:
                 await _ours(channel.queue_bind(queue, binding.exchange, binding.key))

@@ -63,7 +63,12 @@ class FarRabbitMQ(Far):
                 ("trial-out", "out.#", "classic"),
                 ("trial-in", "in.#", "quorum"),
             ):
-                await channel.queue_declare(queue, durable=True, arguments={"x-queue-type": kind})
+                # Without the last one a new consumer may be ahead of what an old one has to return.
+                await channel.queue_declare(
+                    queue,
+                    durable=True,
+                    arguments={"x-queue-type": kind, "x-single-active-consumer": True},
+                )
                 await channel.queue_bind(queue, "amq.topic", key)
 
     async def kill(self) -> None:
