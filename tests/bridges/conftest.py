@@ -2,9 +2,16 @@
 
 import pytest
 
-from tests.bridges.servers import activemq, activemq_server, kafka, rabbitmq, rabbitmq_server
+from tests.bridges.servers import (
+    activemq,
+    activemq_server,
+    elasticmq,
+    kafka,
+    rabbitmq,
+    rabbitmq_server,
+)
 
-__all__ = ["activemq", "activemq_server", "kafka", "rabbitmq", "rabbitmq_server"]
+__all__ = ["activemq", "activemq_server", "elasticmq", "kafka", "rabbitmq", "rabbitmq_server"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

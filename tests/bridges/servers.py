@@ -370,6 +370,51 @@ class Kafka(Server):
         return [(command, {"PATH": os.environ["PATH"], "HOME": str(self.place)})]
 
 
+_ELASTICMQ_CONF = """\
+include classpath("application.conf")
+node-address {{ protocol = http, host = "127.0.0.1", port = {port}, context-path = "" }}
+rest-sqs {{ enabled = true, bind-hostname = "127.0.0.1", bind-port = {port} }}
+rest-stats {{ enabled = false }}
+queues-storage {{ enabled = true, path = "{place}/queues.conf" }}
+messages-storage {{
+  enabled = true
+  uri = "jdbc:h2:{place}/messages;WRITE_DELAY=0"
+}}
+"""
+
+
+class ElasticMQ(Server):
+    """ElasticMQ from Maven Central, which speaks as Amazon SQS does, and keeps its messages."""
+
+    NAME = "sqs"
+    PACKAGE = "elasticmq"
+    JARS = Path(__file__).parents[2] / "build" / "elasticmq"
+
+    def missing(self) -> str:
+        if not shutil.which("java"):
+            return "there is no java: apt-get install default-jre-headless"
+        if not list(self.JARS.glob("elasticmq-server_*.jar")):
+            return (
+                "there are no jars of ElasticMQ: apt-get install maven, and then "
+                "mvn -q -f tests/bridges/elasticmq/pom.xml dependency:copy-dependencies"
+            )
+        return ""
+
+    def prepare(self) -> None:
+        (self.port,) = free_ports(1)
+        (self.place / "elasticmq.conf").write_text(
+            _ELASTICMQ_CONF.format(port=self.port, place=self.place)
+        )
+
+    def commands(self) -> list[tuple[list[str], dict[str, str]]]:
+        command = [
+            *("java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+            f"-Dconfig.file={self.place}/elasticmq.conf",
+            *("-cp", str(self.JARS / "*"), "org.elasticmq.server.Main"),
+        ]
+        return [(command, {"PATH": os.environ["PATH"], "HOME": str(self.place)})]
+
+
 def _running(server: Server) -> Iterator[Server]:
     try:
         server.start()
@@ -408,3 +453,9 @@ def activemq(activemq_server: Server) -> Server:
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Kafka, for all tests of this worker."""
     yield from _running(Kafka(tmp_path_factory.mktemp("kafka")))
+
+
+@pytest.fixture(scope="session")
+def elasticmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """ElasticMQ, for all tests of this worker."""
+    yield from _running(ElasticMQ(tmp_path_factory.mktemp("elasticmq")))
