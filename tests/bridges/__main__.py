@@ -62,12 +62,19 @@ def _activemq(place: Path) -> Far:
     return FarActiveMQ(place)
 
 
+def _sqs(place: Path) -> Far:
+    from tests.bridges.far_sqs import FarSqs
+
+    return FarSqs(place)
+
+
 # Each is imported when it is asked for: it needs what the others don't.
 FACES: dict[str, Callable[[Path], Far]] = {
     "mqtt": _mqtt,
     "mqtt-3.1.1": _mqtt_3,
     "mosquitto": _mosquitto,
     "kafka": _kafka,
+    "sqs": _sqs,
     "rabbitmq": _rabbitmq,
     "activemq": _activemq,
 }
