@@ -1,6 +1,7 @@
 """What became of messages, and why a client got nothing: out of the record, without plugins."""
 
 import asyncio
+import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,36 @@ def test_a_session_that_ended() -> None:
     h.client("kept", expiry=5).drop()
     h.advance(6)
     assert "expired" in says(h, "kept", "a", "no_session")
+
+
+def test_who_resembles_is_found_among_many() -> None:
+    h = recording()
+    for name in ("x" * 60_000, *(f"sensor-{number:03}" for number in range(300)), "valve-7"):
+        h.client(name)
+    assert "there is one of sensor-123." in says(h, "sensor-123x", "a", "no_session")
+    assert "there is one of valve-7." in says(h, "Valve-7", "a", "no_session")
+    assert "there is one of" not in says(h, "boiler", "a", "no_session")
+    assert "there is one of " + "x" * 60_000 in says(h, "x" * 60_001, "a", "no_session")
+
+
+def test_only_so_much_of_names_and_filters_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+
+    def counted(junk: None, one: str, other: str) -> difflib.SequenceMatcher[str]:
+        compared.append(max(len(one), len(other)))
+        return matcher(junk, one, other)
+
+    matcher = difflib.SequenceMatcher
+    monkeypatch.setattr(difflib, "SequenceMatcher", counted)
+    h = recording()
+    sub = h.client("sub")
+    for number in range(500):
+        sub.subscribe(f"site/{number}/" + "x" * 5_000)
+    sub.subscribe("site/+/temp")
+    h.client("pub").publish("site/1/temperature")
+    assert "site/+/temp:" in says(h, "sub", "site/1/temperature", "no_match")
+    assert 0 < len(compared) <= 200
+    assert max(compared) <= 200
 
 
 def test_no_filter_matches_and_which_comes_closest() -> None:

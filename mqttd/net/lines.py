@@ -8,8 +8,9 @@ Must not know: what can be asked; it gets a callable.
 
 Invariants: a request is at most 64 KiB; an answer is made in portions, between which clients of the
 broker get their turn, and no faster than its reader takes it; there are at most 16 connections; a
-bad request costs its sender its connection, and nobody else anything. A broker that lives keeps its
-socket. After `stop` there is neither a socket nor a task left.
+bad request is answered with an error, one that is too long ends its sender's connection besides,
+and neither costs anybody else anything. A broker that lives keeps its socket. After `stop` there is
+neither a socket nor a task left.
 """
 
 from __future__ import annotations

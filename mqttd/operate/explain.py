@@ -115,8 +115,12 @@ async def stories(broker: Broker, question: Question) -> list[Story]:
             outcomes.append(trace)
     first = [story.trace.serial for story in found]
     held = Held(broker)
+    seen = 0
     for trace in outcomes:
-        _attribute(found, first, trace, held)
+        seen += 1 + _attribute(found, first, trace, held)
+        if seen >= _STEP:
+            seen = 0
+            await asyncio.sleep(0)
     about = [story for story in found if _is_about(broker, question, story)]
     return about[-question.limit :]
 
@@ -124,14 +128,14 @@ async def stories(broker: Broker, question: Question) -> list[Story]:
 _OUTCOMES: Final = (watch.DROPPED, watch.QUEUED, watch.SENT, watch.CHANGED)
 
 
-def _attribute(found: list[Story], first: list[int], trace: Trace, held: Held) -> None:
-    """Give what a trace says to the stories that it is about.
+def _attribute(found: list[Story], first: list[int], trace: Trace, held: Held) -> int:
+    """Give what a trace says to the stories that it is about; how many were looked at.
 
     Serials only grow, and each belongs to one message; but what leaves a queue in a row is one
     trace, though it came in as many stories. The first and the last of them are certain. Between
     them a queue keeps the order, and what it still holds has not left it.
     """
-    place = max(bisect.bisect_right(first, trace.serial) - 1, 0)
+    start = place = max(bisect.bisect_right(first, trace.serial) - 1, 0)
     concerned = []
     while place < len(found) and found[place].trace.serial <= trace.last_serial:
         story = found[place]
@@ -147,7 +151,7 @@ def _attribute(found: list[Story], first: list[int], trace: Trace, held: Held) -
     if len(concerned) <= 1:
         for story in concerned:
             story.add(trace, trace.count)
-        return
+        return place - start
     waiting = held.of(trace.client_id)[1]
     left = trace.count - 1  # one is the last story's
     for story in concerned[:-1]:
@@ -156,6 +160,7 @@ def _attribute(found: list[Story], first: list[int], trace: Trace, held: Held) -
         if number:
             story.add(trace, number)
     concerned[-1].add(trace, 1 + left)
+    return place - start
 
 
 def _is_about(broker: Broker, question: Question, story: Story) -> bool:

@@ -8,13 +8,17 @@ full, went to another member of a shared group.
 Must not know: the socket, how findings are printed. `explain` tells what became of each message;
 here is what was never matched at all.
 
-Invariant: every finding is one sentence with a code that lasts (docs/how-to/why-not-delivered.md
-has the list, a test compares them); asking changes nothing.
+Invariants: every finding is one sentence with a code that lasts (docs/how-to/why-not-delivered.md
+has the list, a test compares them); asking changes nothing in the broker. Clients choose how many
+and how long their names and filters are, so what resembles is looked for among a bounded number,
+by a bounded length: no client can make an answer hold the others up.
 """
 
 from __future__ import annotations
 
 import difflib
+import heapq
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any, Final
 
@@ -28,7 +32,9 @@ from mqttd.hooks.manager import HookManager
 from mqttd.hooks.values import Client, Deny
 from mqttd.operate.explain import Question, Story
 
-_SEARCHED: Final = 20_000  # client ids among which one that resembles is looked for
+_SEARCHED: Final = 20_000  # client ids, or filters, that are looked at
+_COMPARED: Final = 200  # of those, how many are compared as a whole
+_LONGEST: Final = 200  # characters of each
 
 CODES: Final = {
     "no_record": "the broker keeps no record of decisions",
@@ -144,10 +150,26 @@ def _no_session(broker: Broker, client_id: str, traces: list[Trace]) -> dict[str
         words = {watch.EXPIRED: "it expired", watch.REFUSED: f"it was refused: {last.reason}"}
         says += ": " + words.get(last.kind, "its session ended with its connection")
         return finding("no_session", says + ".")
-    close = difflib.get_close_matches(client_id, islice(broker.sessions, _SEARCHED), n=1)
+    close = _resembling(client_id, islice(broker.sessions, _SEARCHED))
     if close:
-        says += f"; there is one of {close[0]}"
+        says += f"; there is one of {close}"
     return finding("no_session", says + ".")
+
+
+def _resembling(client_id: str, names: Iterable[str]) -> str:
+    """The name that is most like `client_id`; "" where none is."""
+    wanted = client_id[:_LONGEST]
+    similar = (name for name in names if abs(len(name) - len(client_id)) <= 2)
+    likely = heapq.nlargest(_COMPARED, similar, key=lambda name: _agreeing(name, client_id))
+    found = {name[:_LONGEST]: name for name in reversed(likely)}
+    close = difflib.get_close_matches(wanted, found, n=1)
+    return found[close[0]] if close else ""
+
+
+def _agreeing(one: str, other: str) -> int:
+    """How many characters stand at the same place, counted from the left and from the right."""
+    one, other = one[:_LONGEST], other[:_LONGEST]
+    return sum(map(str.__eq__, one, other)) + sum(map(str.__eq__, one[::-1], other[::-1]))
 
 
 def _no_filter(session: Session, topic: str, traces: list[Trace]) -> list[dict[str, Any]]:
@@ -165,22 +187,38 @@ def _no_filter(session: Session, topic: str, traces: list[Trace]) -> list[dict[s
     if not session.subscriptions:
         findings.append(finding("no_match", "It has no subscription at all."))
         return findings
-    best = max(session.subscriptions, key=lambda one: _likeness(split_shared(one)[1], topic))
+    best = _closest(islice(session.subscriptions, _SEARCHED), topic)
     says = f"None of its {len(session.subscriptions)} filters matches."
     says += f" The closest is {best}: {difference(split_shared(best)[1], topic)}."
     findings.append(finding("no_match", says, closest=best))
     return findings
 
 
-def _likeness(topic_filter: str, topic: str) -> tuple[int, float]:
-    """How many levels agree from the left, then how alike the rest is."""
-    wanted, levels = topic_filter.split("/"), topic.split("/")
+def _closest(filters: Iterable[str], topic: str) -> str:
+    """The filter that agrees with a topic in most levels from the left; then the one most alike."""
+    levels = topic.split("/")
+    best: list[str] = []
+    most = -1
+    for topic_filter in filters:
+        agree = _levels_agreeing(split_shared(topic_filter)[1], levels)
+        if agree > most:
+            best, most = [], agree
+        if agree == most and len(best) < _COMPARED:
+            best.append(topic_filter)
+    return max(best, key=lambda one: _likeness(split_shared(one)[1], topic))
+
+
+def _levels_agreeing(topic_filter: str, levels: list[str]) -> int:
     agree = 0
-    for level, found in zip(wanted, levels, strict=False):
+    for level, found in zip(topic_filter.split("/", len(levels)), levels, strict=False):
         if level not in ("+", found):
             break
         agree += 1
-    return agree, difflib.SequenceMatcher(None, topic_filter, topic).ratio()
+    return agree
+
+
+def _likeness(topic_filter: str, topic: str) -> float:
+    return difflib.SequenceMatcher(None, topic_filter[:_LONGEST], topic[:_LONGEST]).ratio()
 
 
 def difference(topic_filter: str, topic: str) -> str:
