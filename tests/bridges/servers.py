@@ -11,6 +11,7 @@ it in `kill`.
 from __future__ import annotations
 
 import base64
+import atexit
 import contextlib
 import os
 import shutil
@@ -95,6 +96,7 @@ class Server(ABC):
         """Start it, and wait until it serves."""
         if not self.ours:
             return
+        atexit.register(self.kill)  # whatever raises before somebody else does it
         for command, environment in self.commands():
             with open(self.place / "server.log", "ab") as log:
                 self._processes.append(
@@ -130,6 +132,7 @@ class Server(ABC):
 
     def kill(self) -> None:
         """End it as a power cut would."""
+        atexit.unregister(self.kill)
         for process in reversed(self._processes):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
