@@ -239,7 +239,8 @@ class Device:
             self.around.run, sender.index, 0, will.qos, self.wills.ended, time.monotonic_ns(), 0
         )
         body = self._text(will.payload).encode()
-        return Will(self._text(will.topic), seal(header, body), will.qos, will.retain, will.delay)
+        topic = self.topic(will.topic)
+        return Will(topic, seal(header, body), will.qos, will.retain, will.delay)
 
     # Subscribing
 

@@ -41,6 +41,8 @@ groups:
 stages:
   - {name: connect, actions: [connect: {}]}
   - {name: go, actions: [publish: {count: 10}]}
+  - {name: settle, actions: [wait: {until: settled}]}
+  - {name: fall, actions: [disconnect: {groups: [device], mode: reset}]}
 """
 
 
@@ -60,7 +62,8 @@ async def test_slices_are_disjoint_and_their_results_add_up() -> None:
     # A group that is too small for all slices has one device in each.
     assert groups == [[3, 1, 1, 1], [2, 1, 1, 1], [2, 1, 1, 1]]
     qos1 = merged.totals["qos1"]
-    assert qos1["received"] == qos1["sent"] == 7 * 10 * 2 + 2 * 3 * 5
+    # Messages to a reader and to a share, requests and responses, a will of each device.
+    assert qos1["received"] == qos1["sent"] == 7 * 10 * 2 + 2 * 3 * 5 + 7
     assert merged.histograms["from_sent"].count == sum(
         result.histograms["from_sent"].count for result in results
     )
