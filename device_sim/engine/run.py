@@ -8,9 +8,10 @@ the judgement is the ledger's.
 How a run ends. Normally: after the last stage nothing drops or sleeps any more, whoever is away
 comes back at once, and the run waits until nothing that can still come is missing, or until nothing
 has come for the scenario's `drain`. Broken off: somebody interrupted it, the broker didn't start, a
-connection failed although nothing in the scenario made it fail, or a `wait` took too long; then the
-rest of the stages is left out, and the books are closed with what was seen. Patience is counted in
-polls, as in a flood. No run lasts for ever: every stage has an end, and so has silence.
+connection failed although nothing in the scenario made it fail, a `wait` took too long, or a device
+couldn't come back at the end; then the rest of the stages is left out, and the books are closed
+with what was seen. Patience is counted in polls, as in a flood. No run lasts for ever: every stage
+has an end, and so has silence.
 """
 
 from __future__ import annotations
@@ -286,7 +287,17 @@ class Run:
             for device in self.everybody:
                 device.hurry()
         await self.settle(self.scenario.drain)
+        self._miss_who_stayed_away()
         self.settle_s = time.monotonic() - begun
+
+    def _miss_who_stayed_away(self) -> None:
+        """What is owed to a device that can't come back is unknown: that is no good end."""
+        away = [device for device in self.everybody if device.wanted and not device.up]
+        if away:
+            client = away[0].client
+            others = f" and {len(away) - 1} more" if len(away) > 1 else ""
+            why = f": {client.error}" if client.error else ""
+            self.break_off(f"{client.client_id}{others} couldn't come back at the end{why}")
 
     # The end
 

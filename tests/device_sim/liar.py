@@ -62,6 +62,7 @@ class Lies:
         self.replays_the_first = False
         self.replays_nothing = False
         self.connack = 0
+        self.knows_nobody_twice = False
         self.connack_properties: Properties | None = None
         self.suback = -1
         self.silent = False
@@ -98,8 +99,12 @@ class _Peer:
             self.client_id = packet.client_id
             self.version = packet.version
             self.will = packet.will
+            reason = self.liar.lies.connack
+            if self.liar.lies.knows_nobody_twice and self.client_id in self.liar.known:
+                reason = 5  # not authorized, in MQTT 3.1.1
+            self.liar.known.add(self.client_id)
             if not self.liar.lies.silent:
-                self.send(Connack(False, self.liar.lies.connack, self.liar.lies.connack_properties))
+                self.send(Connack(False, reason, self.liar.lies.connack_properties))
         elif isinstance(packet, Subscribe):
             granted = self.liar.lies.suback
             for each in packet.filters:
@@ -128,6 +133,7 @@ class Liar:
         self.lies = lies
         self.peers: list[_Peer] = []
         self.pinged: set[str] = set()
+        self.known: set[str] = set()
         self.counts: dict[str, int] = {}
         self.held: dict[str, Publish] = {}
         self.delayed: dict[str, list[Publish]] = {}

@@ -142,6 +142,20 @@ def test_a_connection_that_is_lost_is_told_when_the_device_comes_back(
     assert "3 connections were lost without the scenario's doing" in result["warnings"][-2]
 
 
+@pytest.mark.parametrize("lie", ["hang_up", "hang_up_on_reader"])
+def test_who_cannot_come_back_breaks_the_run_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lie: str
+) -> None:
+    lies = Lies()
+    setattr(lies, lie, {10})
+    lies.knows_nobody_twice = True
+    result = run(lies, tmp_path, capsys, reconnect="{first: 20ms}")
+    assert result["verdict"]["exit"] == 3, result["totals"]
+    assert "couldn't come back at the end: " in result["verdict"]["broken_off"]
+    assert result["verdict"]["broken_off"].endswith("refused the connection: not authorized")
+    assert result["totals"]["all"]["lost"] == 0
+
+
 def test_a_session_that_was_never_asked_for_is_a_protocol_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
