@@ -9,7 +9,7 @@ A term is `name operator number unit` and describes what must not be. Names are
                           one, `connect.p99` is the time to CONNACK
     rate                  messages sent per second
 
-Pure: reads the finished numbers through `Figures`, which the report fills.
+A latency of which nothing was measured breaks its term: silence is no proof of speed. Pure: reads the finished numbers through `Figures`, which the report fills.
 """
 
 import re
@@ -73,12 +73,8 @@ class Threshold:
         """The measured value, in the unit of the term."""
         timed = _TIME.fullmatch(self.name)
         if timed is not None:
-            source, percent, other = timed.groups()
-            histogram = figures.latency
-            if source == "sent":
-                histogram = figures.sent
-            elif source == "connect":
-                histogram = figures.connect
+            _, percent, other = timed.groups()
+            histogram = self._histogram(figures)
             if percent is not None:
                 value = histogram.percentile(float(percent))
             else:
@@ -93,8 +89,14 @@ class Threshold:
             return count
         return figures.rate
 
+    def _histogram(self, figures: Figures) -> Histogram:
+        source = self.name.partition(".")[0]
+        return {"sent": figures.sent, "connect": figures.connect}.get(source, figures.latency)
+
     def broken(self, figures: Figures) -> str:
         """What is wrong, in words, or nothing."""
+        if _TIME.fullmatch(self.name) is not None and not self._histogram(figures).count:
+            return f"{self.text}: nothing was measured"
         value = self.value(figures)
         if not _COMPARE[self.operator](value, self.bound):
             return ""

@@ -179,6 +179,14 @@ def test_thresholds(text: str, broken: bool) -> None:
     assert bool(term.broken(figures())) == broken
 
 
+@pytest.mark.parametrize("text", ["p99>1s", "max<1s", "sent.mean>1s", "connect.p50>1s"])
+def test_a_latency_that_nobody_measured_keeps_no_limit(text: str) -> None:
+    (term,) = thresholds.parse([text])
+    nothing = thresholds.Figures(Verdict(), Histogram(), Histogram(), Histogram(), 0.0)
+    assert term.broken(nothing) == f"{text}: nothing was measured"
+    assert term.broken(figures()) == ("" if ">" in text else "max<1s: it is 0.05s")
+
+
 @pytest.mark.parametrize("text", ["p99>5", "lost>5ms", "rate>1%", "p100>1ms", "lost>x", "lost=1"])
 def test_thresholds_that_say_nothing(text: str) -> None:
     with pytest.raises(ValueError, match=text.split(">")[0]):
