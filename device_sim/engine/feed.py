@@ -275,7 +275,7 @@ class Pour:
     """One `publish` action for one feed.
 
     The messages come at `first_s + n * step_s` from `begun_ns` on, or when `next_s` says, if that
-    isn't None; no more than `count`, and none after `end_ns`.
+    isn't None; no more than `count`, all of them before `end_ns`.
     """
 
     def __init__(
@@ -311,7 +311,7 @@ class Pour:
         else:
             after_s = next_s()
         at_ns = self.begun_ns + int(after_s * 1e9)
-        return at_ns if at_ns <= self.end_ns else NEVER
+        return at_ns if at_ns < self.end_ns else NEVER
 
 
 class Pacer:
