@@ -10,8 +10,8 @@ it in `kill`.
 
 from __future__ import annotations
 
-import base64
 import atexit
+import base64
 import contextlib
 import os
 import shutil
