@@ -9,7 +9,9 @@ A term is `name operator number unit` and describes what must not be. Names are
                           one, `connect.p99` is the time to CONNACK
     rate                  messages sent per second
 
-A latency of which nothing was measured breaks its term: silence is no proof of speed. Pure: reads the finished numbers through `Figures`, which the report fills.
+A latency of which nothing was measured breaks its term: silence is no proof of speed.
+
+Pure: reads the finished numbers through `Figures`, which the report fills.
 """
 
 import re
