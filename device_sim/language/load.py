@@ -6,7 +6,8 @@ Three passes, each of which collects every problem it finds before it gives up:
    the one thing of the broker's package besides the codec that the simulator uses: it knows YAML
    and nothing of MQTT.
 2. pydantic checks the shape, with the models of `device_sim.language.scenario`. This module turns
-   its errors into problems: where a value may be one of several things, the branch that got furthest speaks.
+   its errors into problems: where a value may be one of several things, the branch that got
+   furthest speaks.
 3. `device_sim.language.check` looks again, at names, topics, versions and files.
 
 A problem reads `file:line:col path: what was found, what was expected (a hint)`.
