@@ -1,8 +1,9 @@
 """What the machine allows, said before it bites: open files and local ports.
 
 Every device is a socket: a file descriptor here, and on the way to one address and port of a broker
-one of the local ports the kernel hands out. Both run out with an error in the middle of the connect
-phase, so `prepare` raises the soft limit as far as it may and returns warnings in words.
+one of the local ports the kernel hands out. One that a proxy of this process carries, because its
+network gets worse, has two more descriptors there. Both run out with an error in the middle of the
+connect phase, so `prepare` raises the soft limit as far as it may and returns warnings in words.
 """
 
 import resource
@@ -37,13 +38,19 @@ def local_ports(path: Path = _PORT_RANGE) -> int:
         return 0
 
 
-def warnings(connections: int, files: int, ports: int) -> list[str]:
+def files_for(connections: int, carried: int = 0) -> int:
+    """How many descriptors so many connections need, `carried` of them through a proxy in here."""
+    return connections + 2 * carried + SPARE_FILES
+
+
+def warnings(connections: int, files: int, ports: int, carried: int = 0) -> list[str]:
     """What will run out with this many connections."""
     found: list[str] = []
-    if connections + SPARE_FILES > files:
+    need = files_for(connections, carried)
+    if need > files:
         found.append(
-            f"{connections} connections need {connections + SPARE_FILES} open files, the limit is "
-            f"{files}: raise it with `ulimit -n {connections + SPARE_FILES}`"
+            f"{connections} connections need {need} open files, the limit is {files}: "
+            f"raise it with `ulimit -n {need}`"
         )
     if ports and connections > ports * 9 // 10:
         found.append(
@@ -53,6 +60,7 @@ def warnings(connections: int, files: int, ports: int) -> list[str]:
     return found
 
 
-def prepare(connections: int) -> list[str]:
+def prepare(connections: int, carried: int = 0) -> list[str]:
     """Raise what can be raised for this many connections, and warn of the rest."""
-    return warnings(connections, file_limit(connections + SPARE_FILES), local_ports())
+    files = file_limit(files_for(connections, carried))
+    return warnings(connections, files, local_ports(), carried)

@@ -153,16 +153,10 @@ class Run:
         host, port = self.address = await self.control.start()
         for group in self.fleet.groups:
             self.around.addresses[group.name] = host, port
-        for stage in self.scenario.stages:
-            for action in stage.actions:
-                if action.network is None:
-                    continue
-                for group in self.scenario.chosen(action.network.groups):
-                    if group.name not in self.proxies:
-                        proxy = Proxy(host, port, self.scenario.seed)
-                        self.proxies[group.name] = proxy
-                        await proxy.open()
-                        self.around.addresses[group.name] = "127.0.0.1", proxy.port
+        for group in self.scenario.carried():
+            proxy = self.proxies[group.name] = Proxy(host, port, self.scenario.seed)
+            await proxy.open()
+            self.around.addresses[group.name] = "127.0.0.1", proxy.port
 
     async def _play(self) -> None:
         gc.collect()

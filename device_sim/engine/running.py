@@ -78,7 +78,8 @@ def _run(options: argparse.Namespace) -> int:
     except ScenarioError as error:
         raise UsageError(str(error)) from None
     terms = _terms(scenario, options.fail_on)
-    warnings = limits.prepare(sum(group.count for group in scenario.groups))
+    carried = sum(group.count for group in scenario.carried())
+    warnings = limits.prepare(sum(group.count for group in scenario.groups), carried)
     for text in warnings:
         print(f"device_sim: warning: {text}", file=sys.stderr)
     with progress.view(options.quiet) as view:

@@ -381,3 +381,17 @@ class Scenario(Node):
     def chosen(self, names: list[str]) -> list[Group]:
         """The groups an action is for, complete; all of them when it names none."""
         return [self.devices_of(group) for group in self.groups if not names or group.name in names]
+
+    def carried(self) -> list[Group]:
+        """The groups whose connections go through a proxy, since their network gets worse."""
+        named = [
+            action.network.groups
+            for stage in self.stages
+            for action in stage.actions
+            if action.network is not None
+        ]
+        return [
+            self.devices_of(group)
+            for group in self.groups
+            if any(not names or group.name in names for names in named)
+        ]

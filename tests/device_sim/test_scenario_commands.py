@@ -55,6 +55,9 @@ def test_plan_warns_of_what_will_run_out(
     monkeypatch.setattr(limits, "file_limit", lambda need: 100)
     assert main(["plan", "broker-kill"]) == 0
     assert "warning: 104 connections need 168 open files" in capsys.readouterr().err
+    # Each of 500 vehicles is carried by a proxy, which has two sockets of its own for it.
+    assert main(["plan", "vehicle-fleet"]) == 0
+    assert "warning: 506 connections need 1570 open files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
