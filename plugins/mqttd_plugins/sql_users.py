@@ -12,7 +12,8 @@ Must not know: the schema beyond the two queries, who writes the database.
 Invariants: the database is opened for reading alone. A name is a parameter, never part of a query.
 Fail closed: a database that is missing, locked or of another shape refuses logins with 0x88, and
 once rights are older than `rights_for` every new question about them is answered with no. What the
-broker decided before stays decided until the database can be read again.
+broker decided before stays decided until the database can be read again. A change while somebody's
+password is checked reaches him like those who are there already, at the next look.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class SqlUsers(Plugin[Config]):
         self._mine = f"{broker.name}: account"
         self._confirmed_at = 0.0
         self._behind = False  # the database has changed, and not everything was asked again
+        self._refreshes = 0
         self._broken = False
         self._timer: Timer | None = None
         self._stopped = False
@@ -146,6 +148,7 @@ class SqlUsers(Plugin[Config]):
         if user is None:
             return NOT_MINE
         password = b"" if credentials.password is None else credentials.password
+        asked_in = self._refreshes
         try:
             row = await self._reader.row(self.config.users, {"username": user})
             if row is None:
@@ -159,6 +162,7 @@ class SqlUsers(Plugin[Config]):
                 self.broker.count("wrong_passwords")
                 return Deny("bad user name or password", reason_codes.BAD_USER_NAME_OR_PASSWORD)
             client.attributes[self._mine] = await self._load(user, row)
+            self._mark(asked_in)
         except Busy:
             return Deny("too many logins at a time", reason_codes.SERVER_BUSY)
         except _hashes.BadHash as error:
@@ -188,6 +192,14 @@ class SqlUsers(Plugin[Config]):
         account.rights = rights
         return account
 
+    def _mark(self, asked_in: int) -> None:
+        """Ask once more for everybody if the database has changed since an account was asked for.
+
+        What was read before the change is what the account has now, and no other change may come.
+        """
+        if asked_in != self._refreshes:
+            self._behind = True
+
     # What.
 
     def authorize_publish(
@@ -210,11 +222,13 @@ class SqlUsers(Plugin[Config]):
 
     async def _meet(self, client: Client, user: str, action: str, topic: str) -> Decision:
         """Decide about somebody whom another plugin let in, or an earlier process of the broker."""
+        asked_in = self._refreshes
         try:
             row = await self._reader.row(self.config.users, {"username": user})
             if row is None:
                 return NOT_MINE
             client.attributes[self._mine] = await self._load(user, row)
+            self._mark(asked_in)
         except sqlite3.Error as error:
             self._complain(error)
             return Deny(_UNREADABLE, cache=False)
@@ -258,13 +272,18 @@ class SqlUsers(Plugin[Config]):
     async def _refresh(self) -> None:
         """Ask again for everybody who is here, and let the broker ask again, too."""
         self._verifier.forget()
+        self._refreshes += 1
+        self._behind = False  # a login that is under way may find that it is not
         changed = set()
-        for account in list(self._accounts.values()):
-            before = account.stored
-            row = await self._reader.row(self.config.users, {"username": account.username})
-            if (await self._load(account.username, row)).stored != before:
-                changed.add(account.username)
-        self._behind = False
+        try:
+            for account in list(self._accounts.values()):
+                before = account.stored
+                row = await self._reader.row(self.config.users, {"username": account.username})
+                if (await self._load(account.username, row)).stored != before:
+                    changed.add(account.username)
+        except BaseException:
+            self._behind = True
+            raise
         self._confirmed_at = self.broker.now()
         self.broker.forget_decisions()
         if changed and self.config.disconnect:

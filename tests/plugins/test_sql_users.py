@@ -252,6 +252,28 @@ async def test_who_is_taken_out_is_disconnected_and_may_nothing(tmp_path: Path) 
         assert await kit.may(clients[1], PUBLISH, "a")
 
 
+async def test_a_change_while_a_password_is_checked_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = filled(tmp_path, rights=RIGHTS)
+    async with Running(kit):
+        verify = kit.plugin._verifier.verify
+
+        async def slow(*arguments: Any) -> bool:
+            right = await verify(*arguments)
+            kit.run("DELETE FROM users WHERE username = 'root'")
+            await kit.stand_in.advance(2)  # the change is seen, and root isn't there yet
+            return right
+
+        monkeypatch.setattr(kit.plugin._verifier, "verify", slow)
+        root = Client("c", "root")
+        await kit.enter(root)
+        kit.stand_in.known["c"] = SessionInfo("c", "root", True, "", (), 0, 0, 0)
+        await kit.stand_in.advance(2)
+        assert kit.stand_in.kicked == [("c", "credentials changed", 0x87)]
+        assert not await kit.may(root, PUBLISH, "a")
+
+
 async def test_another_file_in_its_place_is_a_change(tmp_path: Path) -> None:
     async with Running(filled(tmp_path)) as kit:
         (tmp_path / "new").mkdir()
