@@ -137,7 +137,7 @@ class Bans:
         """Enter a ban; the keys that had to go for it, or None when there is no room."""
         gone: list[Key] = []
         while ban.key not in self.entries and len(self.entries) >= self.most:
-            worst = min(self.entries.values(), key=lambda other: _worth(other, now))
+            worst = min(self.entries.values(), key=lambda other: worth(other, now))
             if worst.by == OPERATOR and worst.ends_at > now:
                 return None
             self.take(worst.key)
@@ -170,7 +170,8 @@ class Bans:
         return ban.ends_at + kept_s <= now
 
 
-def _worth(ban: Ban, now: float) -> tuple[bool, bool, float]:
+def worth(ban: Ban, now: float) -> tuple[bool, bool, float]:
+    """What has least of it goes first."""
     return ban.ends_at > now, ban.by == OPERATOR, ban.ends_at
 
 

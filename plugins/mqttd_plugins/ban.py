@@ -55,6 +55,7 @@ from mqttd_plugins._bans import (
     spelt,
     subject_of,
     to_row,
+    worth,
 )
 
 SWEEP_S: Final = 60.0
@@ -199,13 +200,22 @@ class BanPlugin(Plugin[Config]):
     async def start(self) -> None:
         self._table = self.broker.table()
         now, epoch = self.broker.now(), time.time()
+        found: list[Ban] = []
         for key, value in self._table.items():
             try:
-                ban = from_row(key, value, now, epoch)
+                found.append(from_row(key, value, now, epoch))
             except ValueError as error:
                 self.broker.log.error("a row of the table of bans can't be read: %s", error)
-                continue
-            self._bans.put(ban, now)
+        # `max_bans` may be fewer than there were: what comes last stays.
+        for ban in sorted(found, key=lambda ban: worth(ban, now)):
+            gone = self._bans.put(ban, now)
+            if gone is None:
+                self.broker.count("no_room")
+                self.broker.log.error(
+                    "the ban of %s is not in force: max_bans are in the book", row_key(ban.key)
+                )
+            for other in gone or ():
+                self._table.delete(row_key(other))
         self._sweep()
 
     async def reload(self, config: Config) -> None:

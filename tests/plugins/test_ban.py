@@ -426,6 +426,30 @@ async def test_a_flood_of_addresses_costs_no_more_than_the_bounds() -> None:
     assert connect(plugin, address="10.1.3.231") is not None  # and the latest
 
 
+async def test_a_book_that_became_smaller_keeps_what_counts_and_says_what_doesnt(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plugin, broker = await started(brute_force={"failures": 1, "ban": "300s"})
+    await plugin.control("add", {"kind": "client", "value": "a"})
+    await plugin.control("add", {"kind": "client", "value": "b"})
+    refused(plugin, 1)
+    refused(plugin, 1, address="198.51.100.1")
+    again = StandIn("ban")
+    again.tables = broker.tables
+    plugin, _ = await started(again, max_bans=3)
+    assert connect(plugin, "a") is not None
+    assert connect(plugin, "b") is not None
+    assert len(again.table().items()) == 3
+    assert "no_room" not in again.counts
+    less = StandIn("ban")
+    less.tables = again.tables
+    plugin, _ = await started(less, max_bans=1)
+    assert less.counts["no_room"] == 1
+    assert "client:b is not in force" in caplog.text
+    assert connect(plugin, "a") is not None
+    assert len(less.table().items()) == 2  # it is in force again when there is room
+
+
 async def test_a_book_full_of_the_operators_bans_takes_no_more() -> None:
     plugin, broker = await started(brute_force={"failures": 1}, max_bans=2)
     for name in ("a", "b"):
