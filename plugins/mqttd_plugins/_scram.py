@@ -26,7 +26,7 @@ import hmac
 import re
 from typing import Final
 
-from mqttd_plugins._scram_keys import Keys, saslprep
+from mqttd_plugins._scram_keys import LONGEST_NAME, Keys, saslprep
 
 _LONGEST_MESSAGE: Final = 4096
 _LONGEST_NONCE: Final = 512
@@ -117,8 +117,11 @@ def _name(escaped: str) -> str:
     """A user name out of a message, where `=2C` is a comma and `=3D` an equals sign."""
     if any(match[1] is None for match in _ESCAPE.finditer(escaped)):
         raise BadMessage("= in a user name has to be =3D")
+    plain = escaped.replace("=2C", ",").replace("=3D", "=")
+    if len(plain) > LONGEST_NAME:
+        raise BadMessage(f"a user name of more than {LONGEST_NAME} characters")
     try:
-        name = saslprep(escaped.replace("=2C", ",").replace("=3D", "="))
+        name = saslprep(plain)
     except ValueError as error:
         raise BadMessage(f"user name: {error}") from None
     if not name:

@@ -26,6 +26,7 @@ from typing import Final
 ITERATIONS: Final = 15_000
 FEWEST_ITERATIONS: Final = 4096  # RFC 7677
 MOST_ITERATIONS: Final = 10_000_000
+LONGEST_NAME: Final = 256  # characters: preparing one is slow, and anybody may send one
 SALT_BYTES: Final = 16
 _DIGEST_BYTES: Final = 32
 _TEXT: Final = re.compile(

@@ -114,6 +114,8 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
             _user_file.check_name(args.user)
         except ValueError as error:
             parser.error(str(error))
+        if args.scram and len(args.user) > _scram_keys.LONGEST_NAME:
+            parser.error(f"--scram: a user name has at most {_scram_keys.LONGEST_NAME} characters")
         if args.scram and _is_unprepared(args.user):
             parser.error("--scram: a user name has to be one that SASLprep doesn't change")
     if args.delete and (args.batch or args.stdin):

@@ -274,6 +274,7 @@ def test_json(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["F", "#alice"], "no # in front"),
         (["F", "a\nb"], "no control characters"),
         (["--scram", "F", "ali\u00adce"], "SASLprep"),
+        (["--scram", "F", "a" * 257], "at most 256 characters"),
     ],
 )
 def test_usage(words: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,6 +106,8 @@ def test_saslprep_refuses(text: str) -> None:
         (b"n,admin,n=user,r=abc", "act as somebody else"),
         (b"n,,m=ext,n=user,r=abc", "extension"),
         (b"n,,n=,r=abc", "the user name is empty"),
+        (b"n,,n=" + b"a" * 257 + b",r=abc", "more than 256 characters"),
+        (b"n,a=" + b"=2C" * 257 + b",n=a,r=abc", "more than 256 characters"),
         (b"n,,n=a=b,r=abc", "has to be =3D"),
         (b"n,,n=a=2c,r=abc", "has to be =3D"),
         (b"n,,n=a\x00b,r=abc", "SASLprep"),
