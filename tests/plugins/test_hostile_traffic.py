@@ -4,6 +4,8 @@ Each test bears the name of the report it comes from. The plugins are rate_limit
 delayed, inside a broker that listens.
 """
 
+from pathlib import Path
+
 import pytest
 
 from mqttd.api import reason_codes
@@ -88,6 +90,30 @@ async def test_cve_2026_95846_a_delay_is_no_way_around_a_right() -> None:
         client(broker, "c") as wire,
     ):
         assert await acknowledged(wire, "$delayed/0/open", b"x") == reason_codes.NOT_AUTHORIZED
+
+
+async def test_a_delay_is_no_way_around_other_plugins(tmp_path: Path) -> None:
+    """With the rules that docs/reference/plugins/delayed.md asks for."""
+    file = tmp_path / "number.json"
+    file.write_text('{"type": "number"}')
+    filters = ("sensors/#", "$delayed/+/sensors/#")
+    schema = {"rules": [{"filter": one, "file": str(file)} for one in filters]}
+    rules = rewriting(
+        ("publish", "home/#", "of/{client_id}/{topic}"),
+        ("publish", "$delayed/+/home/#", "$delayed/{topic[1]}/of/{client_id}/{topic[2:]}"),
+    )
+    async with (
+        broker_with({"use": "schema", "config": schema}, rules, {"use": "delayed"}) as broker,
+        client(broker, "c") as wire,
+        client(broker, "reader") as reader,
+    ):
+        await reader.subscribe("#", 1)
+        refused = await acknowledged(wire, "$delayed/0/sensors/1", b"cold")
+        assert refused == reason_codes.PAYLOAD_FORMAT_INVALID
+        for topic in ("$delayed/0/sensors/1", "$delayed/0/home/1"):
+            assert await acknowledged(wire, topic, b"21") == reason_codes.SUCCESS
+        got = {(await reader.receive(Publish)).topic for _ in range(2)}
+    assert got == {"sensors/1", "of/c/home/1"}
 
 
 @pytest.mark.parametrize("topic", ["$SYS/broker/version", "$share/g/a", "$delayed/0/a"])
