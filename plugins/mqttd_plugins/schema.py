@@ -85,6 +85,8 @@ class RuleConfig(PluginConfig):
                 validate_topic_name(value)
             except ProtocolError as error:
                 raise ValueError(f"no topic: {error.detail}") from None
+            if value == "$SYS" or value.startswith("$SYS/"):
+                raise ValueError("nobody but the broker publishes below $SYS")
         return value
 
     @model_validator(mode="after")

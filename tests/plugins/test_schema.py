@@ -335,6 +335,7 @@ async def test_a_reload_takes_the_new_rules_or_none(tmp_path: Path, file: Path) 
         ([{"filter": "a", "mode": "quarantine"}], "belong together"),
         ([{"filter": "a", "quarantine": "q"}], "belong together"),
         ([{"filter": "a", "mode": "quarantine", "quarantine": "q/#"}], "no topic"),
+        ([{"filter": "a", "mode": "quarantine", "quarantine": "$SYS/q"}], "nobody but the broker"),
         ([{"filter": "a/#"}, {"filter": "a/b"}], r"rules\[1\] never gets a turn behind rules\[0\]"),
     ],
 )
