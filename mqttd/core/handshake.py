@@ -102,6 +102,7 @@ class Handshake(Outbound):
             return
         self.context.at(now)
         self.suspended = False
+        self.last_received = now  # or the wait for the answer would count as the client's silence
         try:
             self._decided(connect, verdict, now)
         except ProtocolError as error:
@@ -114,6 +115,7 @@ class Handshake(Outbound):
             return
         self.context.at(now)
         self.suspended = False
+        self.last_received = now  # as above
         try:
             self._on_auth_step(step, now)
         except ProtocolError as error:

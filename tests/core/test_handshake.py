@@ -386,6 +386,16 @@ def test_a_client_whose_transport_is_full_is_not_written_to_after_connack() -> N
     assert client.connection.writable
 
 
+def test_waiting_for_a_decider_is_no_silence_of_the_client() -> None:
+    h = by(None)
+    client = say(h, connect(keep_alive=1))
+    h.now += 5.0
+    client.connection.authenticated(Verdict(True), h.now)
+    h.flush()
+    assert accepted(client).reason == 0
+    assert client.connection.next_deadline() == h.now + 1.5
+
+
 def test_a_late_refusal_is_a_refusal() -> None:
     """[MQTT-3.1.4-2]"""
     h = by(None)
