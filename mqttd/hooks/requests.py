@@ -118,6 +118,7 @@ class _Responding(Timer):
         self._client = client
         self._handler = handler
         self._reply_to = reply_to
+        self._room = asyncio.Semaphore(_AT_ONCE)  # QoS 0 knows no receive maximum
         self._task = broker.spawn(self._run(), "requests")
 
     def cancel(self) -> None:
@@ -126,9 +127,16 @@ class _Responding(Timer):
 
     async def _run(self) -> None:
         async for received in self._client:
+            await self._room.acquire()
             self._broker.spawn(self._answer(received.message, received.ack), "a request")
 
     async def _answer(self, request: Message, ack: Callable[..., None]) -> None:
+        try:
+            await self._respond(request, ack)
+        finally:
+            self._room.release()
+
+    async def _respond(self, request: Message, ack: Callable[..., None]) -> None:
         try:
             answer = self._handler(request)
             if isinstance(answer, Awaitable):

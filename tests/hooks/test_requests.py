@@ -9,6 +9,7 @@ import pytest
 
 from mqttd.api import Message, MessageProperties, Plugin, PluginConfig
 from mqttd.core.packets import Filter, Publish, Suback, Subscribe
+from mqttd.hooks import requests
 from tests.harness import FakeClient
 from tests.hooks.kit import Hooked, hooked, prepared
 
@@ -127,6 +128,29 @@ async def test_a_responder_answers_only_where_it_may() -> None:
         topics = topics_of(client)
         assert topics.count("response/c") == 1
         assert "admin/door" not in topics
+
+
+async def test_no_more_requests_are_answered_at_once_than_at_qos_1(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(requests, "_AT_ONCE", 3)
+    async with asking() as (it, broker):
+        gate = asyncio.Event()
+        begun: list[bytes] = []
+
+        async def slowly(request: Message) -> None:
+            begun.append(request.payload)
+            await gate.wait()
+
+        await broker.respond("s", slowly)
+        client = await it.client("flood")
+        for number in range(8):
+            client.publish("s", b"%d" % number)
+        await it.until(lambda: len(begun) == 3)
+        await it.turn()
+        assert begun == [b"0", b"1", b"2"]
+        gate.set()
+        await it.until(lambda: len(begun) == 8)
 
 
 async def test_a_responder_that_fails_fails_its_request_alone() -> None:
