@@ -27,6 +27,13 @@ class Config(PluginConfig):
     """Why the reload fails."""
 
 
+class Doorman(Plugin[PluginConfig]):
+    """Lets everything be published, and changes nothing."""
+
+    def authorize_publish(self, client: Client, topic: str, qos: int, retain: bool) -> Decision:
+        return Allow(rule="doorman:1")
+
+
 class Gate(Plugin[Config]):
     """Decides by the first level of a topic."""
 

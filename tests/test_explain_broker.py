@@ -117,16 +117,27 @@ async def test_a_subscribe_that_was_refused(tmp_path: Any) -> None:
         assert denied["rule"] == "gate:3 secret"
 
 
-async def test_without_a_rule_in_the_record_the_plugins_are_asked_now(tmp_path: Any) -> None:
+async def test_the_rule_of_the_first_answer_is_on_record_for_what_it_granted(tmp_path: Any) -> None:
     async with (
         running(guarded(tmp_path)) as app,
         await client(app, "pub") as pub,
     ):
-        await publish(pub, "a")
-        await publish(pub, "a")  # granted before: nobody was asked
+        for topic in ("a", "b", "a"):  # granted before: nobody was asked
+            await publish(pub, topic)
         messages, _ = await asked(app)
-        assert [one["rule"] for one in messages] == ["gate:2 all else"] * len(messages)
-        assert messages[-1]["asked_now"] is True
+        assert [one["rule"] for one in messages] == ["gate:2 all else"] * 3
+        assert [one["asked_now"] for one in messages] == [False] * 3
+
+
+async def test_without_a_rule_in_the_record_the_plugins_are_asked_now(tmp_path: Any) -> None:
+    tree = {**guarded(tmp_path), "plugins": [{"use": "tests.gate:Doorman"}]}
+    async with running(tree) as app, await client(app, "pub") as pub:
+        for topic in ("a", "b", "a"):  # at QoS 0 the third goes the short way, past every rule
+            pub.publish(topic, b"x")
+        await publish(pub, "end")
+        messages, _ = await asked(app)
+        assert [one["rule"] for one in messages] == ["doorman:1"] * 4
+        assert [one["asked_now"] for one in messages] == [False, False, True, False]
 
 
 async def test_a_question_that_is_none(tmp_path: Any) -> None:

@@ -71,10 +71,11 @@ class AuthStep:
 class Grant:
     """What was decided about a client and a topic: 0 or the reason code of the refusal."""
 
-    def __init__(self, code: int = 0, reason: str = "", rule: str = "") -> None:
+    def __init__(self, code: int = 0, reason: str = "", rule: str = "", cache: bool = True) -> None:
         self.code = code
         self.reason = reason
         self.rule = rule  # which rule decided, for the record of decisions
+        self.cache = cache  # of `Hooks.receive`: it holds for the next message of the topic, too
 
 
 class Ruling:
@@ -129,8 +130,9 @@ class Hooks:
         self.subscribe: Callable[[object, list[Filter]], list[FilterRuling] | None] | None = None
         # unsubscribe(connection, filter) -> the filter that is meant.
         self.unsubscribe: Callable[[object, str], str] | None = None
-        # receive(connection, topic) -> whether the client may get it. At once, and remembered.
-        self.receive: Callable[[object, str], bool] | None = None
+        # receive(connection, topic) -> whether the client may get it. At once, and remembered
+        # unless the grant says otherwise.
+        self.receive: Callable[[object, str], Grant] | None = None
         # deliver(connection, message, qos) -> the message to send to this client, None for none.
         self.deliver: Callable[[object, Message, int], Message | None] | None = None
         # will(session, message): publish it if it may be published, now or later.

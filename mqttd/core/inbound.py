@@ -213,8 +213,12 @@ class Inbound(Handshake):
             return
         matched = self.router.trie.lookup(message.key)
         taken = ruling.message is None
+        rule = grant.rule
+        if not rule and self._grants is not None:
+            known = self._grants.get(asked.key)  # allowed before, which no rule was asked again for
+            rule = "" if known is None else known.rule
         # What the client is answered follows from the QoS that it chose.
-        self._take(message, asked.qos, packet_id, matched, session, grant.rule, taken, now)
+        self._take(message, asked.qos, packet_id, matched, session, rule, taken, now)
         if ruling.changes and self.context.watcher is not None:
             self.context.watcher.outcome(CHANGED, self.client_id, message, ruling.changes)
 

@@ -311,13 +311,15 @@ class Outbound(Link):
             if receive is None:
                 return True
             try:
-                allowed = receive(self, topic)
+                grant = receive(self, topic)
             except Exception:  # fail closed
                 self.counters.hook_failures += 1
                 return False
-            if len(known) >= MAX_REMEMBERED:
-                known.clear()
-            known[key] = allowed
+            allowed = grant.code == 0
+            if grant.cache:
+                if len(known) >= MAX_REMEMBERED:
+                    known.clear()
+                known[key] = allowed
         return allowed
 
     def forget_decisions(self) -> None:

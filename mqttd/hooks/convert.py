@@ -121,6 +121,8 @@ def apply_request(wanted: ConnectRequest, asked: ConnectRequest, connect: Connec
     ProtocolError, or what Python raises for values of the wrong kind, where no client could have
     sent that; `connect` is of no use then.
     """
+    if not wanted.client_id:  # a client that brings none has got one by now
+        raise ValueError("the client id is empty")
     connect.client_id = wanted.client_id
     connect.clean_start = wanted.clean_start
     connect.keep_alive = wanted.keep_alive_s

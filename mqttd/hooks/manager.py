@@ -501,20 +501,21 @@ class HookManager:
         assert isinstance(connection.guest, Client)
         return self.chains.unsubscribe(connection.guest, topic_filter)
 
-    def _receive(self, connection: object, topic: str) -> bool:
+    def _receive(self, connection: object, topic: str) -> Grant:
         assert isinstance(connection, Connection)
         assert isinstance(connection.guest, Client)
         decision = self.chains.authorize_receive(connection.guest, topic)
         if isinstance(decision, Allow):
-            return True
+            return Grant(cache=decision.cache)
         self._send_away(connection.guest, decision)
-        return False
+        return _grant(decision)
 
     def _deliver(self, connection: object, message: CoreMessage, qos: int) -> CoreMessage | None:
         assert isinstance(connection, Connection)
         assert isinstance(connection.guest, Client)
         now = monotonic()
         asked = message_of(message, now)
+        asked.qos = qos
         made = self.chains.deliver(connection.guest, asked)
         if made is asked:
             return message
@@ -596,7 +597,7 @@ def _refused_step(denied: Deny) -> AuthStep:
 
 
 def _grant(denied: Deny) -> Grant:
-    return Grant(_code(denied), denied.reason, denied.rule)
+    return Grant(_code(denied), denied.reason, denied.rule, denied.cache)
 
 
 def _cancelled() -> bool:

@@ -51,7 +51,7 @@ class Client:
         identity: str | None = None,
         certificate: Any = None,
     ) -> None:
-        self.client_id = client_id  # "" until the broker has assigned one
+        self.client_id = client_id  # the broker's choice where the client brought none
         self.username = username  # as claimed while `authenticate` is asked, verified afterwards
         self.peer = peer  # "192.0.2.1:50123", "[2001:db8::1]:50123" or "unix:/run/mqttd.sock"
         self.address = address_of(peer)  # the same without the port

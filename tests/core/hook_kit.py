@@ -114,12 +114,14 @@ class Receiving:
     def __init__(self, h: Harness) -> None:
         self.denied: set[tuple[str, str]] = set()
         self.asked: list[tuple[str, str]] = []
+        self.cache = True
         h.broker.hooks.receive = self.receive
 
-    def receive(self, connection: object, topic: str) -> bool:
+    def receive(self, connection: object, topic: str) -> Grant:
         assert isinstance(connection, Connection)
         self.asked.append((connection.client_id, topic))
-        return (connection.client_id, topic) not in self.denied
+        code = spec.NOT_AUTHORIZED if (connection.client_id, topic) in self.denied else 0
+        return Grant(code, cache=self.cache)
 
 
 class Admitting:

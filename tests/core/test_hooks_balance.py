@@ -7,7 +7,8 @@ answer late, with verdicts that are forgotten in between, and with a client insi
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqttd.core.auth import Ruling
+from mqttd.core import spec
+from mqttd.core.auth import Grant, Ruling
 from mqttd.core.connection import Connection
 from mqttd.core.message import Message
 from mqttd.core.packets import Filter
@@ -45,11 +46,12 @@ class Guarded(Lives):
             return changed(message, "u" if message.topic == "t" else "t", b"y", self.mood % 3)
         return allowed(message)
 
-    def receive(self, connection: object, topic: str) -> bool:
+    def receive(self, connection: object, topic: str) -> Grant:
         assert isinstance(connection, Connection)
         if self.mood % 7 == 6:
             raise RuntimeError("broken")
-        return (len(topic) + self.mood + ord(connection.client_id[0])) % 3 != 0
+        denied = (len(topic) + self.mood + ord(connection.client_id[0])) % 3 == 0
+        return Grant(spec.NOT_AUTHORIZED if denied else 0, cache=self.mood % 2 == 0)
 
     def deliver(self, connection: object, message: Message, qos: int) -> Message | None:
         if self.mood % 4 == 3:

@@ -3,6 +3,7 @@
 import pytest
 
 from mqttd.core import spec
+from mqttd.core.auth import Grant
 from mqttd.core.connection import Connection
 from mqttd.core.message import Message
 from mqttd.core.outbound import MAX_REMEMBERED
@@ -280,10 +281,10 @@ def test_a_hook_that_raises_denies_and_is_asked_again() -> None:
     h = Harness()
     failing = [True]
 
-    def receive(connection: object, topic: str) -> bool:
+    def receive(connection: object, topic: str) -> Grant:
         if failing[0]:
             raise RuntimeError("broken")
-        return True
+        return Grant()
 
     h.broker.hooks.receive = receive
     reader = h.client("r")
@@ -297,6 +298,23 @@ def test_a_hook_that_raises_denies_and_is_asked_again() -> None:
     sender.publish("a", b"2")
     assert payloads(reader) == [b"2"]
     assert balanced(h)
+
+
+def test_what_is_not_to_be_remembered_is_asked_again() -> None:
+    h = Harness()
+    hooks = Receiving(h)
+    hooks.cache = False
+    reader = h.client("r")
+    reader.subscribe("a")
+    sender = h.client("s")
+    sender.publish("a", b"1")
+    hooks.denied.add(("r", "a"))
+    sender.publish("a", b"2")
+    hooks.denied.clear()
+    sender.publish("a", b"3")
+    assert payloads(reader) == [b"1", b"3"]
+    assert hooks.asked == [("r", "a")] * 3
+    assert h.dropped == {DENIED: 1}
 
 
 def test_a_client_inside_is_not_asked_about() -> None:

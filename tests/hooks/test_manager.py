@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -27,6 +27,7 @@ from mqttd.api import (
 from mqttd.core.auth import Hooks
 from mqttd.core.packets import Auth, Connack, Disconnect, Puback, Will
 from mqttd.core.router import ListenerInfo
+from mqttd.core.watch import PUBLISHED, Watcher
 from tests.core.handshake_kit import connect
 from tests.hooks.kit import SHORT_S, Hooked, hooked, prepared
 from tests.hooks.scripted import (
@@ -120,6 +121,62 @@ async def test_nothing_is_received_by_a_decider_that_fails(what: str) -> None:
         client.publish("t", b"x")
         assert client.messages() == []
         assert made.h.dropped == {"not_authorized": 1}
+
+
+async def test_what_may_be_received_is_asked_again_where_the_answer_says_so() -> None:
+    """A failure is never remembered; nor is an answer without `cache`."""
+    answers: list[Any] = [RuntimeError("broken"), Allow(cache=False), DENY, ALLOW]
+
+    def receive(client: Client, topic: str) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async with hooked(prepared(scripted(receive=receive))) as made:
+        client = await made.client()
+        client.subscribe("t")
+        for payload in (b"1", b"2", b"3", b"4"):
+            client.publish("t", payload)
+        assert [packet.payload for packet in client.messages()] == [b"2"]
+        assert made.h.dropped == {"not_authorized": 3}
+        assert answers == [ALLOW]  # the denial holds
+
+
+class Changing(Plugin[PluginConfig]):
+    """Looks at every message, on both ways."""
+
+    delivered: ClassVar[list[int]] = []
+
+    def authorize_publish(self, client: Client, topic: str, qos: int, retain: bool) -> Decision:
+        return Allow(rule="rules:7")
+
+    def on_publish(self, client: Client, message: Message) -> Message:
+        return message.replace(payload=b"other")
+
+    def on_deliver(self, client: Client, message: Message) -> None:
+        self.delivered.append(message.qos)
+
+
+async def test_a_message_is_shown_at_the_qos_of_its_delivery() -> None:
+    Changing.delivered.clear()
+    async with hooked(prepared(Changing)) as made:
+        client = await made.client()
+        client.subscribe("t", qos=1)
+        for qos in (0, 1, 2):
+            client.publish("t", b"x", qos)
+        assert Changing.delivered == [0, 1, 1]
+        assert [packet.qos for packet in client.messages()] == [0, 1, 1]
+
+
+async def test_the_rule_is_on_record_for_every_message_that_it_allowed() -> None:
+    async with hooked(prepared(Changing)) as made:
+        watcher = made.broker.context.watcher = Watcher(10)
+        client = await made.client()
+        client.publish("t", b"1")
+        client.publish("t", b"2")
+        rules = [trace.reason for trace in watcher.traces if trace.kind == PUBLISHED]
+        assert rules == ["rules:7", "rules:7"]
 
 
 @broken
@@ -298,6 +355,7 @@ async def test_a_connect_may_be_changed() -> None:
     "values",
     [
         {"client_id": None},
+        {"client_id": ""},
         {"client_id": "x" * 70000},
         {"client_id": "a\0b"},
         {"client_id": "\ud800"},
