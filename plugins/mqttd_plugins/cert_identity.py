@@ -20,6 +20,7 @@ import datetime
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
+from weakref import WeakValueDictionary
 
 from pydantic import field_validator, model_validator
 
@@ -105,6 +106,20 @@ class _State:
         self.lists = lists
 
 
+class _Holder:
+    """Somebody who came with a certificate.
+
+    It lives in the client's attributes and goes with it, also when the client leaves before it has
+    a session, which is no event.
+    """
+
+    __slots__ = ("__weakref__", "certificate", "client")
+
+    def __init__(self, client: Client, certificate: x509.Certificate) -> None:
+        self.client = client
+        self.certificate = certificate
+
+
 class CertIdentity(Plugin[Config]):
     """An authenticator that believes certificates."""
 
@@ -117,7 +132,8 @@ class CertIdentity(Plugin[Config]):
         self._wall_clock = wall_clock
         self._state: _State | None = None
         self._watch = self._watched(config)
-        self._here: dict[str, tuple[Client, x509.Certificate]] = {}  # by peer
+        self._mine = f"{broker.name}: holder"
+        self._here: WeakValueDictionary[str, _Holder] = WeakValueDictionary()  # by peer
 
     async def start(self) -> None:
         await self._watch.start()
@@ -165,7 +181,8 @@ class CertIdentity(Plugin[Config]):
         left_s = certificate.not_valid_after_utc.timestamp() - self._wall_clock()
         if config.disconnect_when_expired and left_s <= 0:
             return self._refused("its certificate has expired")
-        self._here[client.peer] = (client, certificate)
+        holder = client.attributes[self._mine] = _Holder(client, certificate)
+        self._here[client.peer] = holder
         return Allow(
             f"cert_identity: {config.username_from}",
             username=name,
@@ -174,7 +191,9 @@ class CertIdentity(Plugin[Config]):
 
     def observe(self, events: Sequence[Event]) -> None:
         for event in events:
-            self._here.pop(event.peer, None)
+            holder = self._here.pop(event.peer, None)
+            if holder is not None:  # its session may keep the client, but needs no certificate
+                holder.client.attributes.pop(self._mine, None)
 
     def _refused(self, reason: str, code: int = reason_codes.NOT_AUTHORIZED) -> Deny:
         self.broker.count("refused")
@@ -218,12 +237,13 @@ class CertIdentity(Plugin[Config]):
         self.broker.gauge("revoked", len(state.lists))
         for issuer in state.lists.expired(self._now()):
             self.broker.log.warning("the revocation list of %s has expired", ascii(issuer))
-        for client, certificate in list(self._here.values()):
+        for holder in list(self._here.values()):
             try:
-                self._admit(state, certificate, expired_counts=True)
+                self._admit(state, holder.certificate, expired_counts=True)
             except Refused as error:
                 self.broker.count("kicked")
-                self.broker.kick(client.client_id, str(error), reason_codes.NOT_AUTHORIZED)
+                client_id = holder.client.client_id
+                self.broker.kick(client_id, str(error), reason_codes.NOT_AUTHORIZED)
 
 
 def _load(config: Config) -> _State:

@@ -1,5 +1,6 @@
 """cert_identity: names out of certificates, who is let in, revocation, what is refused."""
 
+import gc
 import os
 import sys
 from datetime import timedelta
@@ -234,14 +235,33 @@ async def test_a_bad_issuer_is_found_by_a_check() -> None:
         await CertIdentity(config, StandIn()).check()
 
 
+async def test_who_left_without_a_word_is_not_held_on_to(tmp_path: Path) -> None:
+    file = tmp_path / "ca.crl"
+    file.write_bytes(SIGNER.revoke(1))
+    plugin, broker = await started(crl=[str(file)])
+    certificate = SIGNER.issue(name("sensor-1"), 7)
+    for number in range(3):  # none of them has a session yet, so their end is no event
+        gone = client(certificate, "c", f"192.0.2.1:{number}")
+        assert isinstance(plugin.authenticate(gone, NOBODY), Allow)
+    del gone
+    gc.collect()
+    file.write_bytes(SIGNER.revoke(7))
+    await plugin.reload(plugin.config)
+    assert broker.kicked == []
+    assert "kicked" not in broker.counts
+    assert isinstance(plugin.authenticate(client(certificate), NOBODY), Deny)
+    await plugin.stop()
+
+
 async def test_who_is_revoked_while_connected_is_kicked(tmp_path: Path) -> None:
     crl = tmp_path / "ca.crl"
     crl.write_bytes(SIGNER.revoke(1))
     plugin, broker = await started(crl=[str(crl)])
+    here = []
     for serial in (7, 8, 9):
         der = SIGNER.issue(name(f"n{serial}"), serial)
-        peer = f"192.0.2.1:{serial}"
-        assert isinstance(plugin.authenticate(client(der, f"c{serial}", peer), NOBODY), Allow)
+        here.append(client(der, f"c{serial}", f"192.0.2.1:{serial}"))
+        assert isinstance(plugin.authenticate(here[-1], NOBODY), Allow)
     plugin.observe([Event(DISCONNECTED, 0.0, "c9", peer="192.0.2.1:9")])
     crl.write_bytes(SIGNER.revoke(7, 9))
     os.utime(crl, ns=(1, 1))
@@ -265,14 +285,14 @@ async def test_a_list_that_becomes_bad_changes_nothing(tmp_path: Path) -> None:
 
 async def test_a_reload_takes_all_of_it_or_nothing(tmp_path: Path) -> None:
     plugin, broker = await started()
-    der = SIGNER.issue(name("a"))
-    assert isinstance(plugin.authenticate(client(der), NOBODY), Allow)
+    here = client(SIGNER.issue(name("a")))
+    assert isinstance(plugin.authenticate(here, NOBODY), Allow)
     with pytest.raises(ValueError, match="no distinguished name"):
         await plugin.reload(Config.model_validate({"issuers": ["x"], "template": "a{}"}))
-    assert isinstance(plugin.authenticate(client(der), NOBODY), Allow)
+    assert isinstance(plugin.authenticate(here, NOBODY), Allow)
     assert broker.kicked == []
     await plugin.reload(Config.model_validate({"issuers": ["CN=x"]}))
-    assert isinstance(plugin.authenticate(client(der), NOBODY), Deny)
+    assert isinstance(plugin.authenticate(here, NOBODY), Deny)
     assert [client_id for client_id, *_ in broker.kicked] == ["c"]
     await plugin.stop()
 
