@@ -5,7 +5,6 @@ import base64
 import hashlib
 import logging
 import os
-import re
 import sys
 import threading
 from pathlib import Path
