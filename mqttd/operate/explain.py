@@ -7,9 +7,10 @@ each of them how many were delivered, are in flight, wait, or were dropped and w
 Must not know: the socket that asks, how an answer is printed, files and lines of rules (they are
 text). Why a client got nothing of a topic is `mqttd.operate.why`.
 
-Invariants: nothing is changed by asking; the record is read in steps, so that a long one holds
-nobody up; numbers add up: `count = delivered + in_flight + queued + all of dropped` for each
-receiver. What a restart forgot is not guessed at: a message from before it is not in the record.
+Invariants: nothing is changed by asking, but that plugins which have to be asked again count it as
+ever; the record is read in steps, so that a long one holds nobody up; numbers add up: `count =
+delivered + in_flight + queued + all of dropped` for each receiver. What a restart forgot is not
+guessed at: a message from before it is not in the record.
 """
 
 from __future__ import annotations
