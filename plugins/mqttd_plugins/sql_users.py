@@ -155,9 +155,13 @@ class SqlUsers(Plugin[Config]):
                 await self._verifier.waste(user, self._seen, password)
                 self.broker.count("unknown_users")
                 return NOT_MINE
-            stored = _hashes.parse(str(row[0]))
-            self._seen.append(stored)
-            right = await self._verifier.verify(user, stored, password)
+            stored = self._usable(user, row[0])
+            if stored is None:
+                right = False
+                await self._verifier.waste(user, self._seen, password)
+            else:
+                self._seen.append(stored)
+                right = await self._verifier.verify(user, stored, password)
             if not right or credentials.password is None:
                 self.broker.count("wrong_passwords")
                 return Deny("bad user name or password", reason_codes.BAD_USER_NAME_OR_PASSWORD)
@@ -165,14 +169,18 @@ class SqlUsers(Plugin[Config]):
             self._mark(asked_in)
         except Busy:
             return Deny("too many logins at a time", reason_codes.SERVER_BUSY)
-        except _hashes.BadHash as error:
-            self.broker.log.error("%s, user %r: %s", self.config.database, user, error)
-            return Deny("bad user name or password", reason_codes.BAD_USER_NAME_OR_PASSWORD)
         except sqlite3.Error as error:
             self._complain(error)
             return Deny("the users can't be looked up", reason_codes.SERVER_UNAVAILABLE)
         self.broker.count("logins")
         return Allow(rule=str(self.config.database))
+
+    def _usable(self, user: str, text: object) -> PasswordHash | None:
+        try:
+            return _hashes.parse(str(text))
+        except _hashes.BadHash as error:
+            self.broker.log.error("%s, user %r: %s", self.config.database, user, error)
+            return None
 
     async def _load(self, user: str, row: Row | None) -> _Account:
         """The account of a user, with the rights of now."""

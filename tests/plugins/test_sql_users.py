@@ -156,6 +156,7 @@ async def test_a_hash_that_is_none_lets_nobody_in(
     async with Running(kit):
         for user, password in (("alice", "hunter2"), ("bob", "None")):
             assert isinstance(await kit.login(user, password), Deny)
+        assert kit.stand_in.counts["hashes"] == 2  # the time doesn't tell that there is a user
     assert "user 'alice': not a password hash" in caplog.text
     assert "hunter2" not in caplog.text
 
