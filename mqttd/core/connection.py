@@ -110,6 +110,10 @@ class Connection(Inbound):
             # [MQTT-3.1.2-22] as if the network had failed, after 1.5 times the keep alive.
             self.close(spec.KEEP_ALIVE_TIMEOUT, "keep alive timeout", now)
             return
+        if self.suspended:  # a hook keeps us from answering: again the client is not to blame
+            late = ProtocolError(spec.SERVER_BUSY, "", "the decision took too long")
+            self.refuse(late.code, str(late))
+            return
         self.counters.refuse(count.REFUSED_TIMEOUT)
         self.router.note("refused", self.client_id, self.peer, "no CONNECT in time")
         self._leave(True, now)

@@ -386,6 +386,20 @@ def test_a_client_whose_transport_is_full_is_not_written_to_after_connack() -> N
     assert client.connection.writable
 
 
+@pytest.mark.parametrize("version", [4, 5])
+def test_a_decider_that_takes_too_long_is_not_the_fault_of_the_client(version: int) -> None:
+    """What bans who comes too late must be able to tell: see `ban`."""
+    h = by(None)
+    client = say(h, connect(version))
+    h.advance(h.broker.settings.connect_timeout)
+    expected = spec.SERVER_BUSY if version == 5 else spec.connack_code_v3(spec.SERVER_BUSY)
+    assert refused(client).reason == expected
+    (reason,) = h.events("refused")
+    assert reason.startswith(spec.reason_name(spec.SERVER_BUSY))
+    client.connection.authenticated(Verdict(True), h.now)
+    assert not h.broker.sessions
+
+
 def test_waiting_for_a_decider_is_no_silence_of_the_client() -> None:
     h = by(None)
     client = say(h, connect(keep_alive=1))
