@@ -160,7 +160,9 @@ class HookManager:
                     await guard.plugin.reload(one.config)
             except TimeoutError:
                 failed[one.name] = f"it took longer than {START_S:g} s"
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if _cancelled():
+                    raise
                 logger.debug("plugin %s", one.name, exc_info=True)
                 failed[one.name] = str(error) or type(error).__name__
             else:

@@ -261,6 +261,22 @@ async def test_a_start_that_fails_leaves_nothing_behind(
     assert Tells.told.count("start good") == Tells.told.count("stop good")
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no file"), asyncio.CancelledError("no file")])
+async def test_a_plugin_that_fails_to_reload_keeps_nobody_from_it(error: BaseException) -> None:
+    class Stubborn(Tells):
+        async def reload(self, config: PluginConfig) -> None:
+            raise error
+
+    class Willing(Tells):
+        async def reload(self, config: PluginConfig) -> None:
+            self.told.append(f"reload {self.broker.name}")
+
+    plugins = [prepared(Stubborn, "stubborn"), prepared(Willing, "willing")]
+    async with hooked(*plugins) as made:
+        assert await made.manager.reload(plugins) == {"stubborn": "no file"}
+    assert "reload willing" in Tells.told
+
+
 @pytest.mark.parametrize("error", [RuntimeError("x"), asyncio.CancelledError("x")])
 async def test_a_plugin_that_fails_to_stop_keeps_nobody_from_it(
     error: BaseException, caplog: pytest.LogCaptureFixture
