@@ -92,6 +92,8 @@ class _Rows(Table):
         return list(self.rows.items())
 
     def set(self, key: str, value: bytes) -> Awaitable[None]:
+        if not isinstance(key, str) or not isinstance(value, bytes):  # as in the broker
+            raise TypeError(f"a row of {type(key).__name__} and {type(value).__name__}")
         self.rows[key] = value
         return _done()
 
@@ -210,7 +212,7 @@ class StandIn(BrokerServices):
 
     def __init__(self, name: str = "plugin") -> None:
         self.name = name
-        self.log = logging.getLogger(f"mqttd.plugin.{name}")
+        self.log = logging.getLogger(f"mqttd.plugins.{name}")
         self.clock = 1000.0
         self.published: list[Message] = []
         self.kicked: list[tuple[str, str, int]] = []

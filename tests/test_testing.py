@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -111,6 +112,15 @@ async def test_publishing_is_kept_and_retained() -> None:
     assert broker.retains == {}
     with pytest.raises(ValueError, match="not a message"):
         await broker.publish(Message("a/#"))
+
+
+@pytest.mark.parametrize(("key", "value"), [("k", "text"), ("k", bytearray(b"x")), (b"k", b"x")])
+async def test_a_table_takes_what_that_of_a_broker_takes(key: Any, value: Any) -> None:
+    table = StandIn().table()
+    await table.set("k", b"x")
+    with pytest.raises(TypeError, match="a row of"):
+        table.set(key, value)
+    assert table.items() == [("k", b"x")]
 
 
 async def test_the_clock_is_moved_by_the_test() -> None:
