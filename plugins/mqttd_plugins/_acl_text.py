@@ -146,6 +146,8 @@ class _Reader:
         topic_filter = topic_filter.strip(" ")
         if not topic_filter:
             access, topic_filter = READWRITE, first
+            if first in ACCESSES:  # as Mosquitto has it, which hardly anybody means
+                self._warn(number, f"{first} is the topic here: no filter stands behind it")
         elif first in ACCESSES:
             access = first
         else:

@@ -30,6 +30,11 @@ def test_a_single_word_is_the_topic_even_if_it_is_an_access_word() -> None:
     assert access("topic read write") == ("read", "write")
 
 
+def test_an_access_word_without_a_topic_is_told() -> None:
+    acl = parse(b"topic deny", "acl")
+    assert acl.warnings == ["acl:1: deny is the topic here: no filter stands behind it"]
+
+
 def test_a_topic_with_spaces_needs_an_access_word() -> None:
     assert access("topic read  living room/lamp ") == ("read", "living room/lamp")
     assert problems("topic living room/lamp") == [
