@@ -32,6 +32,7 @@ logger: Final = logging.getLogger("mqttd.plugins")
 
 BLOCKING_S: Final = 0.1  # a step of a hook that took longer has held everybody up
 _WATCH_S: Final = 1.0
+_EXIT: Final = "a plugin may not end the broker"
 _QUIET_S: Final = 10.0  # between two tracebacks of the same hook
 
 AnswerT = TypeVar("AnswerT")
@@ -147,6 +148,8 @@ class Guard:
         began = WATCH.enter(self.name, hook)
         try:
             return getattr(self.plugin, hook)(*arguments)
+        except SystemExit as error:
+            raise RuntimeError(_EXIT) from error
         finally:
             WATCH.leave(began)
 
@@ -308,6 +311,8 @@ class Watched(_Steps[AnswerT]):
         began = WATCH.enter(self._plugin, self._hook)
         try:
             return super().step(value, error)
+        except SystemExit as exit_:  # the loop would end with it
+            raise RuntimeError(_EXIT) from exit_
         finally:
             WATCH.leave(began)
 

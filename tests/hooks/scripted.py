@@ -1,6 +1,7 @@
 """Plugins whose hooks a test scripts, and the ways in which a hook can be broken."""
 
 import asyncio
+import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -53,12 +54,23 @@ def hanging(*_: object) -> Any:
     return asyncio.get_running_loop().create_future()
 
 
+def exiting(*_: object) -> Any:
+    sys.exit(3)
+
+
+async def exiting_late(*_: object) -> Any:
+    await asyncio.sleep(0)
+    sys.exit(3)
+
+
 async def cancelled(*_: object) -> Any:
     raise asyncio.CancelledError
 
 
 BROKEN: dict[str, Ask] = {
     "raises": raising,
+    "exits": exiting,
+    "exits late": exiting_late,
     "hangs": hanging,
     "rubbish": lambda *_: "yes",
     "nothing": lambda *_: None,
