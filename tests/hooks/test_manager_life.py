@@ -61,6 +61,30 @@ async def test_what_is_denied_now_is_taken_from_who_is_connected() -> None:
         assert len(made.h.events("unsubscribed")) == 2
 
 
+@pytest.mark.parametrize("may_receive", [True, False])
+async def test_what_is_queued_is_kept_back_by_who_decides_about_receiving(
+    may_receive: bool,
+) -> None:
+    denied: set[str] = set()
+
+    def subscribe(client: Client, topic_filter: str) -> Decision:
+        return DENY if topic_filter in denied else ALLOW
+
+    def receive(client: Client, topic: str) -> Decision:
+        return ALLOW if may_receive or topic not in denied else DENY
+
+    async with hooked(prepared(scripted(subscribe=subscribe, receive=receive))) as made:
+        reader = await made.client("r", clean_start=False, expiry=100)
+        reader.subscribe("t", qos=1)
+        reader.drop()
+        (await made.client("s")).publish("t", b"secret", 1)
+        denied.add("t")
+        made.manager.forget_decisions(None)
+        reader = await made.client("r", clean_start=False, expiry=100)
+        assert made.broker.sessions["r"].subscriptions == {}
+        assert len(reader.messages()) == may_receive
+
+
 async def test_a_session_of_somebody_else_is_not_looked_into() -> None:
     asked: list[str] = []
 
