@@ -126,11 +126,17 @@ def _is_text(value: object) -> bool:
 def tls_context(
     ca: Path | None, cert: Path | None, key: Path | None, verify: bool
 ) -> ssl.SSLContext:
-    """OSError (ssl.SSLError is one) where a file is no good."""
-    context = ssl.create_default_context(cafile=ca)
+    """ValueError with the names of the files where one is no good."""
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as error:  # ssl.SSLError is one; neither names the file
+        raise ValueError(f"tls.ca: {ca}: {error.strerror or error}") from error
     if cert is not None:
-        # Without a password callback an encrypted key would ask on the terminal.
-        context.load_cert_chain(cert, key, password=lambda: b"")
+        try:
+            # Without a password callback an encrypted key would ask on the terminal.
+            context.load_cert_chain(cert, key, password=lambda: b"")
+        except OSError as error:
+            raise ValueError(f"tls.cert: {cert} with {key}: {error.strerror or error}") from error
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
