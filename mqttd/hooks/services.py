@@ -373,7 +373,9 @@ async def submit(works: Works, message: Message, origin: str, session: Session |
         try:
             done = works.broker.submit(core, now, session)
             break
-        except ProtocolError:
+        except ProtocolError as error:
+            if error.code != spec.QUOTA_EXCEEDED:
+                raise Stopped("the store has failed: nothing becomes durable any more") from error
             # The disk is full: as with any client, the message stays with its publisher meanwhile.
             await asyncio.sleep(0.5)
     works.schedule()

@@ -98,6 +98,13 @@ async def test_what_is_no_message_is_not_published(message: Message) -> None:
             await services.publish(message)
 
 
+async def test_with_a_broken_store_a_publish_fails() -> None:
+    async with serving(True) as (made, services):
+        made.broker.refuse(reason_codes.UNSPECIFIED_ERROR, made.h.now)
+        with pytest.raises(Stopped, match="the store has failed"):
+            await services.publish(Message("t", b"x", 1, retain=True))
+
+
 async def test_with_a_full_disk_a_publish_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(True) as (made, services):
         made.broker.refuse(reason_codes.QUOTA_EXCEEDED, made.h.now)
