@@ -87,6 +87,8 @@ class Reader:
             raise RuntimeError('sql_users needs aiosqlite: pip install "mqttd[sql]"') from error
         self._version = None
         self._identity = _identity(self._path)
+        if self._identity is None:  # before aiosqlite has a thread, which outlives its failure
+            raise sqlite3.OperationalError("unable to open database file")
         address = f"file:{quote(os.path.abspath(self._path))}?mode=ro"
         return await aiosqlite.connect(address, uri=True, timeout=self._busy_timeout_s)
 
