@@ -9,6 +9,10 @@ the ledger books it as the delivery that it is.
 A device that answers sends what its entry says to the request's Response Topic, after it has
 thought for a while. Each Response Topic is a stream of its own in the books.
 
+A broker has to hand both properties on unaltered, [MQTT-3.3.2-15] and [MQTT-3.3.2-16]. The payload
+tells who sent a message and which one it is: a request without them, and a response without the
+second, is a violation.
+
 Owns this bookkeeping. Must not know: sockets, where responses go to (the feed does).
 """
 
@@ -16,14 +20,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Final
 
 from device_sim.engine.client import Arrival
 from device_sim.engine.device import Device
-from device_sim.engine.feed import Feed
+from device_sim.engine.feed import Feed, request_number
 from device_sim.judge.histogram import Histogram
+from device_sim.judge.payload import decode
 from device_sim.language.naming import Filters
 from mqttd.core.errors import ProtocolError
-from mqttd.core.properties import decode_forwardable
+from mqttd.core.properties import Properties, decode_forwardable
+
+ALTERED_REQUEST: Final = "request without its Response Topic or Correlation Data"
+ALTERED_RESPONSE: Final = "response without Correlation Data"
+
+
+class Roles:
+    """Which senders of a run send requests, and to how many targets, and which send responses."""
+
+    def __init__(self) -> None:
+        self.asking: dict[int, int] = {}
+        self.answering: set[int] = set()
 
 
 class Asking:
@@ -49,8 +66,11 @@ class Answering:
 class Dialogue:
     """One device's part in all conversations."""
 
-    def __init__(self, device: Device, asking: list[Asking], answering: list[Answering]) -> None:
+    def __init__(
+        self, device: Device, roles: Roles, asking: list[Asking], answering: list[Answering]
+    ) -> None:
         self.device = device
+        self.roles = roles
         self.asking = asking
         self.answering = answering
         self.round_trips = Histogram()
@@ -70,10 +90,25 @@ class Dialogue:
                 device.around.violation("PUBLISH with properties that are none")
                 continue
             correlation = properties.correlation_data
+            self._check(arrival, properties)
             if properties.response_topic is not None and self.answering:
                 self._answer(arrival, properties.response_topic, correlation or b"")
             elif correlation is not None:
                 self._hear(arrival, correlation)
+
+    def _check(self, arrival: Arrival, properties: Properties) -> None:
+        around = self.device.around
+        header = decode(arrival.payload)
+        if header is None or header.run != around.run:
+            return  # the ledger has booked it
+        correlation = properties.correlation_data
+        targets = self.roles.asking.get(header.publisher, 0)
+        if targets:
+            number = request_number(header.sequence * targets + header.stream)
+            if properties.response_topic is None or correlation != number:
+                around.violation(ALTERED_REQUEST)
+        elif header.publisher in self.roles.answering and correlation is None:
+            around.violation(ALTERED_RESPONSE)
 
     def expire(self, now_ns: int) -> None:
         """Give up on requests that nobody has answered."""

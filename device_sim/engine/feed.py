@@ -65,6 +65,11 @@ def with_length(size: int) -> bytearray:
     return out
 
 
+def request_number(number: int) -> bytes:
+    """The Correlation Data of a request."""
+    return _NUMBER.pack(number)
+
+
 def correlation_data(data: bytes) -> bytes:
     """The property as it stands on the wire."""
     size = len(data)
@@ -248,7 +253,7 @@ class Feed(Publisher):
         if layout.version5:
             properties = layout.properties
             if self.asks:
-                properties = correlation_data(_NUMBER.pack(number)) + properties
+                properties = correlation_data(request_number(number)) + properties
             elif self.correlations:
                 properties = correlation_data(self.correlations.popleft()) + properties
             head += with_length(len(properties))

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Final
 
 from device_sim.engine.device import Device
-from device_sim.engine.dialogue import Answering, Asking, Dialogue
+from device_sim.engine.dialogue import Answering, Asking, Dialogue, Roles
 from device_sim.engine.feed import Feed, Layout
 from device_sim.engine.publisher import template
 from device_sim.engine.subscriptions import Owed, Subscription
@@ -77,6 +77,7 @@ class Fleet:
         self.groups = scenario.chosen([])
         self.devices: dict[str, list[Device]] = {}
         self.dialogues: list[Dialogue] = []
+        self.roles = Roles()
         self.entries: dict[tuple[str, str], list[Feed]] = {}
         """Feeds by group and key of their entry, one for each device."""
         self._readers: Filters[Reader] = Filters()
@@ -199,6 +200,7 @@ class Fleet:
         draw = self._source(device, key, entry).next
         feed = self.open(device, entry, topics, draw, encode_forwardable(response))
         feed.asks = True
+        self.roles.asking[feed.sender.index] = len(topics)
         return feed
 
     def _converse(self, device: Device) -> None:
@@ -215,7 +217,7 @@ class Fleet:
             Answering(device.topic(response.filter), response.delay, self._opener(device, at))
             for at, response in enumerate(group.respond)
         ]
-        dialogue = Dialogue(device, asking, answering)
+        dialogue = Dialogue(device, self.roles, asking, answering)
         device.client.inbox = []
         device.answer = dialogue.read
         self.dialogues.append(dialogue)
@@ -228,6 +230,7 @@ class Fleet:
         def opened(topic: str) -> Feed:
             feed = self.open(device, entry, [topic], source.next, b"")
             feed.paced = True
+            self.roles.answering.add(feed.sender.index)
             return feed
 
         return opened

@@ -32,7 +32,7 @@ from mqttd.core.packets import (
     Subscribe,
     Will,
 )
-from mqttd.core.properties import Properties
+from mqttd.core.properties import Properties, decode_forwardable, encode_forwardable
 from mqttd.core.topics import matches
 from tests.net.kit import PATIENCE
 
@@ -61,6 +61,7 @@ class Lies:
         self.retains = False
         self.replays_the_first = False
         self.replays_nothing = False
+        self.forgets: set[str] = set()
         self.connack = 0
         self.knows_nobody_twice = False
         self.connack_properties: Properties | None = None
@@ -88,11 +89,20 @@ class _Peer:
             if matches(topic_filter, message.topic):
                 copy = Publish(message.topic, message.payload, min(qos, message.qos))
                 copy.retain = message.retain
+                if self.version == spec.MQTT5:
+                    copy.properties = self.handed_on(message.properties)
                 if copy.qos:
                     self.next_id = self.next_id % 65535 + 1
                     copy.packet_id = self.next_id
                     copy.dup = dup
                 self.send(copy)
+
+    def handed_on(self, raw: bytes) -> bytes:
+        """The properties that it passes on: all but those that it forgets."""
+        properties = decode_forwardable(raw)
+        for name in self.liar.lies.forgets:
+            setattr(properties, name, None)
+        return encode_forwardable(properties)
 
     def handle(self, packet: Record) -> None:
         if isinstance(packet, Connect):

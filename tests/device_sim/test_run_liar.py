@@ -166,6 +166,51 @@ def test_a_session_that_was_never_asked_for_is_a_protocol_error(
     assert result["violations"] == {"PUBACK for an identifier that is not in flight": DEVICES}
 
 
+TALK = """
+scenario: commands
+drain: 300ms
+groups:
+  - {name: lamp, respond: [{filter: "lamp/{id}", qos: 1}]}
+  - name: controller
+    request:
+      - {topic: "lamp/{target}", targets: lamp, response: "r/{id}", qos: 1, every: 10ms}
+stages:
+  - {name: connect, actions: [connect: {timeout: 30s}]}
+  - {name: go, actions: [publish: {count: 1}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "violations"),
+    [
+        (set(), {}),
+        ({"response_topic"}, {"request without its Response Topic or Correlation Data": 1}),
+        (
+            {"correlation_data"},
+            {
+                "request without its Response Topic or Correlation Data": 1,
+                "response without Correlation Data": 1,
+            },
+        ),
+    ],
+)
+def test_what_a_request_is_answered_by_has_to_be_handed_on(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    forgotten: set[str],
+    violations: dict[str, int],
+) -> None:
+    lies = Lies()
+    lies.forgets = forgotten
+    file = tmp_path / "talk.yaml"
+    file.write_text(TALK)
+    with lying(lies) as port:
+        code = main(["run", str(file), "-p", str(port), "--quiet", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["violations"] == violations
+    assert code == (1 if forgotten else 0), result["verdict"]
+
+
 @pytest.mark.parametrize(
     ("lie", "value", "words"),
     [
