@@ -9,7 +9,8 @@ A term is `name operator number unit` and describes what must not be. Names are
                           one, `connect.p99` is the time to CONNACK
     rate                  messages sent per second
 
-A latency of which nothing was measured breaks its term: silence is no proof of speed.
+A latency of which nothing was measured breaks its term, and so does `lost` where nobody was owed
+anything: silence is no proof.
 
 Pure: reads the finished numbers through `Figures`, which the report fills.
 """
@@ -99,6 +100,9 @@ class Threshold:
         """What is wrong, in words, or nothing."""
         if _TIME.fullmatch(self.name) is not None and not self._histogram(figures).count:
             return f"{self.text}: nothing was measured"
+        counted = _COUNT.fullmatch(self.name)
+        if counted is not None and counted[1] == "lost" and not figures.verdict.sum("sent"):
+            return f"{self.text}: nobody was owed anything"
         value = self.value(figures)
         if not _COMPARE[self.operator](value, self.bound):
             return ""

@@ -233,3 +233,10 @@ def test_a_limit_that_cannot_be_raised_stays(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_versions_are_those_of_the_specification() -> None:
     assert Settings().version == spec.MQTT311
+
+
+@pytest.mark.parametrize("text", ["lost>0", "lost.qos1>0", "lost>1%"])
+def test_where_nobody_was_owed_anything_nothing_is_proved(text: str) -> None:
+    (term,) = thresholds.parse([text])
+    nothing = thresholds.Figures(Verdict(), Histogram(), Histogram(), Histogram(), 0.0)
+    assert term.broken(nothing) == f"{text}: nobody was owed anything"
