@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import mqttd
-from mqttd import plugin_commands
 from mqttd.hooks import loader
+from mqttd.operate import plugins as plugin_commands
 from tools import requirements
 
 
