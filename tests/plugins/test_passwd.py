@@ -324,7 +324,9 @@ def connack(path: Path, user: str, password: str) -> int:
 
 
 @needs_mosquitto
-@pytest.mark.skipif(shutil.which("mosquitto") is None, reason="needs mosquitto")
+@pytest.mark.skipif(
+    shutil.which("mosquitto") is None, reason="mosquitto is missing: apt-get install mosquitto"
+)
 def test_mosquitto_lets_in_whom_we_write_down(tmp_path: Path, file: Path) -> None:
     run(*CHEAP, "-c", "-b", file, "alice", "secret")
     at, conf = tmp_path / "socket", tmp_path / "mosquitto.conf"
