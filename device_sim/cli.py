@@ -13,12 +13,11 @@ are imported when a command needs them.
 
 import argparse
 import asyncio
-import contextlib
 import os
-import signal
 import sys
 
 from device_sim.engine import running
+from device_sim.engine.interrupts import interrupts
 from device_sim.engine.loops import factory_of
 from device_sim.engine.plan import DEFAULT_PATTERN, VERSIONS, Settings, UsageError
 from device_sim.language import scenario_commands
@@ -233,12 +232,8 @@ def _flood(options: argparse.Namespace) -> int:
 
         async def run() -> Flood:
             flood = Flood(settings, view.update)
-            loop = asyncio.get_running_loop()
-            # Not everywhere: a thread that isn't the main one has no signals.
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    loop.add_signal_handler(number, flood.interrupt)
-            await flood.run()
+            with interrupts(flood.interrupt):
+                await flood.run()
             return flood
 
         with asyncio.Runner(loop_factory=factory) as runner:

@@ -20,8 +20,9 @@ import asyncio
 import importlib
 import inspect
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -147,6 +148,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         live = place[0] in LIVE or place[0] not in LOOP_FREE
         if live and "_is_lost" not in item.name:  # what was lost once was lost
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """A handler that a test leaves behind fails another one, anywhere; here it fails its own."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING
 
+from device_sim.engine.interrupts import interrupts
 from device_sim.engine.loops import factory_of
 from device_sim.engine.plan import UsageError
 from device_sim.language.scenario_commands import add_shrinking
@@ -120,10 +119,6 @@ async def _alone(scenario: Scenario, view: Plain) -> Run:
         view.update(sample)
 
     run = Run(scenario, show)
-    loop = asyncio.get_running_loop()
-    # Not everywhere: a thread that isn't the main one has no signals.
-    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, run.interrupt)
-    await run.run()
+    with interrupts(run.interrupt):
+        await run.run()
     return run

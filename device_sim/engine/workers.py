@@ -26,13 +26,13 @@ import argparse
 import asyncio
 import contextlib
 import json
-import signal
 import sys
 import time
 from typing import Any, Final
 
 from device_sim.engine.control import Control
 from device_sim.engine.flood import Sample
+from device_sim.engine.interrupts import interrupts
 from device_sim.engine.loops import factory_of
 from device_sim.engine.process import ProcessError, environment
 from device_sim.engine.progress import Plain
@@ -82,11 +82,11 @@ class Parent:
 
     async def run(self) -> Result:
         """All of it; the merged result, yet to be judged."""
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, self.break_off, "interrupted")
-        viewer = loop.create_task(self._show())
+        with interrupts(lambda: self.break_off("interrupted")):
+            return await self._run()
+
+    async def _run(self) -> Result:
+        viewer = asyncio.get_running_loop().create_task(self._show())
         try:
             host, port = await self.control.start()
             await self._hire(host, port)
