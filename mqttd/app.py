@@ -107,6 +107,7 @@ class App:
         broker = Broker(self.config.to_settings(), store.durable)
         # Nobody else may guess the client id that the broker assigns.
         broker.new_client_id = _random_client_id
+        broker.hooks_to_come = bool(self.prepared)
         await store.load(broker)
         if not self._started:
             raise StoreError("stopped before everything was loaded")
@@ -155,6 +156,7 @@ class App:
         await hooks.start()
         if not self._started:
             raise StoreError("stopped before every plugin was started")
+        broker.hooks_to_come = False
         context = broker.context
         if broker.hooks.publish is not None or broker.hooks.subscribe is not None:
             if context.watcher is None:
@@ -202,6 +204,7 @@ class App:
                 lost.get(guard.name),
                 hooks.services[guard.name].counts,
                 hooks.services[guard.name].gauges,
+                guard.figures(),
             )
             for guard in hooks.guards
         ]

@@ -132,6 +132,7 @@ REFUSALS: Final = (
     count.REFUSED_HANDSHAKE,
     count.REFUSED_NOT_CONNECT,
     count.REFUSED_TIMEOUT,
+    count.REFUSED_LEFT,
     *(
         spec.reason_name(code).lower().replace(" ", "_")
         for code in sorted(spec.REASONS[spec.CONNACK] - {spec.SUCCESS})
@@ -152,7 +153,10 @@ class HookFacts:
 
 @dataclass(slots=True)
 class PluginFacts:
-    """One plugin, with the figures that it keeps itself: `mqttd_plugin_NAME_total` and gauges."""
+    """One plugin, with the figures that it keeps itself: `mqttd_plugin_NAME_total` and gauges.
+
+    `figures` are names as they are, values and labels.
+    """
 
     name: str
     hooks: dict[str, HookFacts] = field(default_factory=dict)
@@ -160,6 +164,7 @@ class PluginFacts:
     lost: int | None = None  # None for one that doesn't observe
     counts: dict[str, int] = field(default_factory=dict)
     gauges: dict[str, float] = field(default_factory=dict)
+    figures: Sequence[tuple[str, float, tuple[tuple[str, str], ...]]] = ()
 
 
 @dataclass(slots=True)
@@ -287,20 +292,30 @@ def _plugins(plugins: list[PluginFacts]) -> dict[str, Series]:
 def of_plugins(plugins: list[PluginFacts]) -> list[tuple[Metric, Series]]:
     """The families that plugins have made up, in the order of their names.
 
-    A name that two kinds of figures would share, or that no metric can have, is left out.
+    A name that two kinds of figures would share, or that no metric can have, is left out, and so is
+    a figure with other labels than the first of its name.
     """
     found: dict[str, tuple[Metric, Series]] = {}
     for plugin in plugins:
-        figures: list[tuple[str, str, Number]] = [
-            (f"mqttd_plugin_{name}_total", COUNTER, value) for name, value in plugin.counts.items()
+        figures: list[tuple[str, Number, tuple[tuple[str, str], ...]]] = [
+            (f"{name}_total", value, ()) for name, value in plugin.counts.items()
         ]
-        figures += [(f"mqttd_plugin_{name}", GAUGE, value) for name, value in plugin.gauges.items()]
-        for name, kind, value in figures:
-            if not _NAME.fullmatch(name) or (kind == GAUGE and name.endswith("_total")):
+        figures += [
+            (name, value, ())
+            for name, value in plugin.gauges.items()
+            if not name.endswith("_total")
+        ]
+        for name, value, labels in (*figures, *plugin.figures):
+            whole = f"mqttd_plugin_{name}"
+            names = ("plugin", *(label for label, _ in labels))
+            if not all(map(_NAME.fullmatch, (whole, *names))) or len(set(names)) < len(names):
                 continue
-            if name not in found:
-                found[name] = Metric(name, kind, ("plugin",), "kept by the plugin"), {}
-            found[name][1][(plugin.name,)] = value
+            if whole not in found:
+                kind = COUNTER if name.endswith("_total") else GAUGE
+                found[whole] = Metric(whole, kind, names, "kept by the plugin"), {}
+            metric, series = found[whole]
+            if metric.labels == names:
+                series[(plugin.name, *(value for _, value in labels))] = value
     return [found[name] for name in sorted(found)]
 
 

@@ -21,16 +21,19 @@ import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from itertools import islice
 from time import perf_counter
 from typing import Any, Final, TypeVar
 
 from mqttd.config import PluginEntry
 from mqttd.hooks.plugin import Plugin
+from mqttd.hooks.values import Figure
 from mqttd.log import escape
 
 logger: Final = logging.getLogger("mqttd.plugins")
 
 BLOCKING_S: Final = 0.1  # a step of a hook that took longer has held everybody up
+MAX_FIGURES: Final = 500  # of a plugin, at /metrics
 _WATCH_S: Final = 1.0
 _EXIT: Final = "a plugin may not end the broker"
 _QUIET_S: Final = 10.0  # between two tracebacks of the same hook
@@ -138,6 +141,27 @@ class Guard:
             return self._fail(hook, stats, "it may not wait, and is a coroutine function", None)
         return self._judge(hook, stats, valid, answer)
 
+    def figures(self) -> list[Figure]:
+        """What the plugin shows at /metrics, without what is no figure.
+
+        Nobody is denied anything because of them: the breaker hears of no failure here, nor of a
+        success.
+        """
+        if not self.has("figures"):
+            return []
+        stats = self._stats("figures")
+        stats.calls += 1
+        try:
+            found = list(islice(self._call("figures", ()), MAX_FIGURES))
+        except (Exception, asyncio.CancelledError) as error:
+            stats.failures += 1
+            now = self._clock()
+            if now >= stats.silent_until:
+                stats.silent_until = now + _QUIET_S
+                logger.error("plugin %s failed in figures: %s", self.name, error, exc_info=error)
+            return []
+        return [one for one in found if _is_figure(one)]
+
     def _stats(self, hook: str) -> HookStats:
         stats = self.stats.get(hook)
         if stats is None:
@@ -197,6 +221,16 @@ class Guard:
                 self.on_failure,
             )
         return Failed(f"plugin {self.name} failed in {hook}")
+
+
+def _is_figure(one: object) -> bool:
+    """Whether it is what its annotations say; a plugin may have made it in any way."""
+    return (
+        isinstance(one, Figure)
+        and isinstance(one.name, str)
+        and isinstance(one.value, int | float)
+        and all(isinstance(text, str) for pair in one.labels for text in pair)
+    )
 
 
 def _swallow(task: asyncio.Future[Any]) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from mqttd.core import spec
@@ -30,6 +30,7 @@ from mqttd.hooks.values import (
     Deny,
     Drop,
     Event,
+    Figure,
     Message,
     MessageProperties,
     NotMine,
@@ -58,6 +59,9 @@ class Plugin(Generic[ConfigT]):
     """The kinds of events that `observe` wants; may be set on the class or by `__init__`."""
     undelivered: frozenset[str] = frozenset()
     """The reasons for which `on_undelivered` is asked; may be set by `__init__` as well."""
+    role: ClassVar[str] = ""
+    """What the operator's lists have it as: `bridge` for `mqttd bridges`. Such a plugin answers
+    `control` for the actions that this list knows: `status`, `pause` and `resume`."""
     auth_methods: tuple[str, ...] = ()
     """The authentication methods of MQTT 5 that `authenticate_enhanced` serves."""
 
@@ -100,6 +104,14 @@ class Plugin(Generic[ConfigT]):
         `arguments` and the answer are what JSON can hold. ValueError: the text is shown.
         """
         raise ValueError(f"{self.broker.name} has no action {action!r}")
+
+    def figures(self) -> Iterable[Figure]:
+        """What /metrics shows of it, beside what it has told `count` and `gauge`.
+
+        Asked each time that somebody reads the page, so that figures which belong together are
+        of one instant. May not wait.
+        """
+        return ()
 
     # Deciders.
 

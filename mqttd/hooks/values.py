@@ -13,7 +13,7 @@ the classes here is no decision, and counts as a failure of the plugin.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mqttd.core import spec
 from mqttd.core.properties import Properties, decode_forwardable, encode_forwardable
@@ -414,3 +414,15 @@ class Event:
     retain: bool = False
     payload: bytes = field(default=b"", repr=False)
     reason: str = ""
+
+
+class Figure(NamedTuple):
+    """One figure of a plugin as it is now: `mqttd_plugin_NAME{plugin, …}` at /metrics.
+
+    A name that ends with `_total` is a counter, any other a gauge. All figures of a name have the
+    same labels, whose values come from closed sets, never from the network.
+    """
+
+    name: str
+    value: float
+    labels: tuple[tuple[str, str], ...] = ()

@@ -221,7 +221,7 @@ class Desk:
         self.identity = Identity(services.table(), services.table("ids"))
         await self.identity.open()
         dead = DeadLetters("desk", self.config.dead_letter, services.publish)
-        self.out_figures = Way("out", services)
+        self.out_figures = Way("out")
         self.outward = Outward(
             services,
             self.config,
@@ -236,7 +236,7 @@ class Desk:
             [one for one in applied if one.rule.direction == "in"],
             self.config.window,
             self.outbox.publish,
-            Way("in", services),
+            Way("in"),
             dead,
         )
         await self.outward.subscribe()

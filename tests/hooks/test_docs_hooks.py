@@ -117,7 +117,16 @@ def test_the_numbers_are_those_of_the_code() -> None:
 
 
 def test_what_plugins_import_is_in_the_api() -> None:
-    elsewhere = {"Awaitable", "Sequence", "Mapping", "AsyncIterator", "Callable", "Any", "None"}
+    elsewhere = {
+        "Awaitable",
+        "Iterable",
+        "Sequence",
+        "Mapping",
+        "AsyncIterator",
+        "Callable",
+        "Any",
+        "None",
+    }
     elsewhere |= {"ConfigT", "ResultT", "True", "False"}
     found = set(re.findall(r"\b[A-Z][a-z]\w+", "\n".join(documented())))
     assert found - elsewhere <= set(api.__all__)

@@ -22,7 +22,15 @@ from typing import Final
 
 from mqttd.api import BrokerServices, Message, ProtocolError, validate_topic_name
 from mqttd_plugins._bridge.dead_letters import DeadLetters
-from mqttd_plugins._bridge.figures import CONFIRMED, DEAD, DROPPED, Way
+from mqttd_plugins._bridge.figures import (
+    CONFIRMED,
+    DEAD,
+    DROPPED,
+    FUNCTION,
+    REFUSED,
+    TARGET,
+    Way,
+)
 from mqttd_plugins._bridge.identity import (
     MAX_HOPS,
     hops_of,
@@ -121,15 +129,21 @@ class Inward(Intake):
         except _Dropped as dropped:
             self.figures.settle(DROPPED, dropped.reason)
             return None
-        except (Poison, Unfit, ValueError) as poison:
-            return await self._bury(incoming, applied.place, str(poison))
+        except Poison as poison:
+            return await self._bury(incoming, applied.place, poison.reason, poison.cause)
+        except Unfit as unfit:
+            return await self._bury(incoming, applied.place, str(unfit), TARGET)
+        except ValueError as error:
+            return await self._bury(incoming, applied.place, str(error), REFUSED)
         except RuntimeError as stopped:  # the broker ends
             self.figures.untake()
             return Retry(str(stopped))
         self.figures.settle(CONFIRMED)
         return None
 
-    async def _bury(self, incoming: Incoming, place: str, reason: str) -> Failure | None:
+    async def _bury(
+        self, incoming: Incoming, place: str, reason: str, cause: str
+    ) -> Failure | None:
         self._services.log.warning("%s: a message is dead-lettered: %s", place, reason)
         message = incoming.message
         try:
@@ -144,7 +158,7 @@ class Inward(Intake):
         except RuntimeError as stopped:
             self.figures.untake()
             return Retry(str(stopped))
-        self.figures.settle(DEAD)
+        self.figures.settle(DEAD, cause)
         return None
 
     def _made(self, applied: Applied, incoming: Incoming) -> Message:
@@ -168,7 +182,7 @@ class Inward(Intake):
         try:
             validate_topic_name(topic)
         except ProtocolError as error:
-            raise Poison(f"to: makes no topic: {error.detail}") from None
+            raise Poison(f"to: makes no topic: {error.detail}", TARGET) from None
         properties = message.properties
         if its_id:
             properties = stamped(properties, its_id, ",".join(hops))
@@ -185,7 +199,7 @@ class Inward(Intake):
             changed = applied.changed(made)
         except Exception as error:  # whatever the rule's function does
             self._services.log.exception("%s: its function failed", applied.place)
-            raise Poison(f"function: {type(error).__name__}: {error}") from None
+            raise Poison(f"function: {type(error).__name__}: {error}", FUNCTION) from None
         if changed is None:
             raise _Dropped("function")
         return changed

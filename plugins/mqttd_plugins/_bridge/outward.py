@@ -29,7 +29,15 @@ from typing import Final
 from mqttd.api import BrokerServices, InternalClient, Received
 from mqttd.api import matches as topic_matches
 from mqttd_plugins._bridge.dead_letters import DeadLetters
-from mqttd_plugins._bridge.figures import CONFIRMED, DEAD, DROPPED, Way
+from mqttd_plugins._bridge.figures import (
+    CONFIRMED,
+    DEAD,
+    DROPPED,
+    FUNCTION,
+    TARGET,
+    TRIES,
+    Way,
+)
 from mqttd_plugins._bridge.identity import MAX_HOPS, Identity, Ticket, hops_of, via_with
 from mqttd_plugins._bridge.lanes import Lanes
 from mqttd_plugins._bridge.properties import envelope_of
@@ -137,11 +145,12 @@ class Outward:
             try:
                 item = self._item(applied, received, ticket.id, via)
             except Unfit as unfit:
-                self._bury(held, applied.place, 0, f"to: {unfit}")
+                self._bury(held, applied.place, 0, f"to: {unfit}", TARGET)
                 continue
             except Exception as error:  # whatever the rule's function does
                 self._services.log.exception("%s: its function failed", applied.place)
-                self._bury(held, applied.place, 0, f"function: {type(error).__name__}: {error}")
+                reason = f"function: {type(error).__name__}: {error}"
+                self._bury(held, applied.place, 0, reason, FUNCTION)
                 continue
             if item is None:
                 self._settle(held, DROPPED, "function")
@@ -225,7 +234,7 @@ class Outward:
             elif isinstance(failure, Poison):
                 item.tries += 1
                 self.figures.fail()
-                self._give_up(item, failure.reason)
+                self._give_up(item, failure.reason, failure.cause)
             elif isinstance(failure, Refused):
                 self._hold(item, self._config.retry_most)
             else:
@@ -238,7 +247,7 @@ class Outward:
         item.tries += 1
         if item.tries >= self._config.tries:
             self.figures.fail()
-            self._give_up(item, reason)
+            self._give_up(item, reason, TRIES)
         else:
             self._hold(item, backoff_s(self._config, item.tries))
 
@@ -252,18 +261,18 @@ class Outward:
 
         self._services.call_later(delay_s, release)
 
-    def _give_up(self, item: Item, reason: str) -> None:
+    def _give_up(self, item: Item, reason: str, cause: str) -> None:
         self.lanes.settled(item)
-        self._bury(self._held.pop(item.seq), item.place, item.tries, reason)
+        self._bury(self._held.pop(item.seq), item.place, item.tries, reason, cause)
 
-    def _bury(self, held: _Held, place: str, tries: int, reason: str) -> None:
+    def _bury(self, held: _Held, place: str, tries: int, reason: str, cause: str) -> None:
         self._services.log.warning("%s: a message is dead-lettered: %s", place, reason)
 
         async def bury() -> None:
             await self._dead_letters.bury(
                 held.received.message, id=held.ticket.id, place=place, tries=tries, reason=reason
             )
-            self._settle(held, DEAD)
+            self._settle(held, DEAD, cause)
 
         self._services.spawn(bury(), "dead letter")
 
@@ -271,13 +280,13 @@ class Outward:
         """One item of a message is done with; the last one settles the message."""
         held.waiting -= 1
         if outcome > held.outcome:
-            held.outcome = outcome
+            held.outcome, held.reason = outcome, reason
         if held.waiting:
             return
         held.received.ack()
         self._identity.settled(held.ticket)
         del self._in_hand[held]
-        self.figures.settle(held.outcome, reason)
+        self.figures.settle(held.outcome, held.reason or reason)
         if len(self._in_hand) < 2 * self._config.window:
             self._room.set()
 

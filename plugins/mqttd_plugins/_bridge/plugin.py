@@ -3,9 +3,9 @@
 A face derives from `BridgePlugin[ItsConfig]` and says with `remote` how a connection is made. What
 its `check` finds in files comes on top of what `super().check()` finds in the rules.
 
-What the operator sees: `mqttd plugin NAME status`, `pause` and `resume`; gauges and counters at
-/metrics; the retained message `$SYS/broker/connection/NAME/state`, `1` while the connection is up
-and `0` otherwise.
+What the operator sees: `mqttd bridges`, with `pause` and `resume`; figures at /metrics; the
+retained message `$SYS/broker/connection/NAME/state`, `1` while the connection is up and `0`
+otherwise.
 
 Must not know: any one system.
 
@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
 from mqttd.api import DROPPED as DROPPED_EVENT
-from mqttd.api import BrokerServices, Event, InternalClient, Message, Plugin, Timer
+from mqttd.api import BrokerServices, Event, Figure, InternalClient, Message, Plugin, Timer
 from mqttd_plugins._bridge.dead_letters import DeadLetters
 from mqttd_plugins._bridge.figures import Way
 from mqttd_plugins._bridge.identity import Identity
@@ -33,13 +33,14 @@ from mqttd_plugins._bridge.rules import Applied, BridgeConfig
 
 BridgeConfigT = TypeVar("BridgeConfigT", bound=BridgeConfig)
 
-_GAUGES_S: Final = 2.0
+_LOOK_S: Final = 2.0
 _ORIGINS: Final = "$SYS/broker/bridge/+/origin"
 
 
 class BridgePlugin(Plugin[BridgeConfigT]):
     """The base of all bridges."""
 
+    role = "bridge"
     watches: frozenset[str] = frozenset({DROPPED_EVENT})
     KIND: ClassVar[str] = ""
     """What the bridge leads to, for `status`: `kafka`."""
@@ -78,10 +79,8 @@ class BridgePlugin(Plugin[BridgeConfigT]):
         )
         self._client = client
         dead_letters = DeadLetters(broker.name, config.dead_letter, broker.publish)
-        outward = Outward(broker, config, out, client, identity, Way("out", broker), dead_letters)
-        inward = Inward(
-            broker, back, config.window, client.publish, Way("in", broker), dead_letters
-        )
+        outward = Outward(broker, config, out, client, identity, Way("out"), dead_letters)
+        inward = Inward(broker, back, config.window, client.publish, Way("in"), dead_letters)
         await outward.subscribe()
         await broker.publish(
             Message(
@@ -96,7 +95,7 @@ class BridgePlugin(Plugin[BridgeConfigT]):
             broker.spawn(self.link.run(), "connection"),
         ]
         self._state_changed()
-        self._show()
+        self._keep_looking()
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -130,10 +129,11 @@ class BridgePlugin(Plugin[BridgeConfigT]):
         assert outward is not None
         assert inward is not None
         assert client is not None
-        queued = client.queued
+        directions = {rule.direction for rule in self.config.all_rules()}
         way = outward.figures.report()
-        way["queued"] = queued
-        way["matched"] = outward.figures.taken + queued
+        way["queued"] = client.queued
+        way["in_flight"] = self._in_flight(outward, client)
+        way["matched"] = outward.figures.settled + way["in_flight"] + way["queued"]
         way["lag_s"] = round(outward.lag_s, 3)
         return {
             "bridge": self.broker.name,
@@ -141,9 +141,32 @@ class BridgePlugin(Plugin[BridgeConfigT]):
             "state": link.state,
             "reason": link.reason,
             "state_for_s": round(self.broker.now() - link.since, 1),
+            "ways": [way for way in ("out", "in") if way in directions],
             "out": way,
             "in": inward.figures.report(),
         }
+
+    def figures(self) -> list[Figure]:
+        """All of one instant, so that the identity of `figures` holds on the page, too."""
+        link, outward, inward, client = self.link, self.outward, self.inward, self._client
+        if link is None or outward is None or inward is None or client is None or not self._tasks:
+            return []
+        out = (("direction", "out"),)
+        queued, in_flight = client.queued, self._in_flight(outward, client)
+        return [
+            Figure("bridge_up", int(link.state == UP)),
+            Figure("bridge_matched", outward.figures.settled + in_flight + queued, out),
+            Figure("bridge_queued", queued, out),
+            Figure("bridge_in_flight", in_flight, out),
+            Figure("bridge_lag_seconds", outward.lag_s, out),
+            *outward.figures.figures(),
+            Figure("bridge_in_flight", inward.figures.in_flight, (("direction", "in"),)),
+            *inward.figures.figures(),
+        ]
+
+    def _in_flight(self, outward: Outward, client: InternalClient) -> int:
+        """What the broker has handed out and isn't settled, also what wasn't taken up yet."""
+        return max(outward.figures.in_flight, client.in_flight)
 
     def observe(self, events: Sequence[Event]) -> None:
         """What the outbox itself drops: it was full, or the message expired in it."""
@@ -172,14 +195,8 @@ class BridgePlugin(Plugin[BridgeConfigT]):
         if self.inward is not None:
             self.inward.origins = frozenset(found)
 
-    def _show(self) -> None:
-        """Set the gauges, now and from time to time."""
-        if self.outward is None or self.link is None or self._client is None or not self._tasks:
-            return
-        gauge = self.broker.gauge
-        gauge("up", float(self.link.state == UP))
-        gauge("out_queued", self._client.queued)
-        gauge("out_in_flight", self.outward.figures.in_flight)
-        gauge("out_lag_seconds", self.outward.lag_s)
-        self.broker.spawn(self._look_round(), "origins")
-        self.broker.call_later(_GAUGES_S, self._show)
+    def _keep_looking(self) -> None:
+        """Look round from time to time: bridges come and go with a reload."""
+        if self._tasks:
+            self.broker.spawn(self._look_round(), "origins")
+            self.broker.call_later(_LOOK_S, self._keep_looking)

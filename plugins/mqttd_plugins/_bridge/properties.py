@@ -33,6 +33,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from mqttd.api import Message, MessageProperties
+from mqttd_plugins._bridge.figures import UNREADABLE
 from mqttd_plugins._bridge.identity import ID, VIA
 from mqttd_plugins._bridge.remote import Item, Poison
 
@@ -203,11 +204,11 @@ def opened(message: Message, wall: float) -> tuple[Message, dict[str, str]]:
     """
     tree = _parsed(message.payload)
     if not isinstance(tree, dict):
-        raise Poison("the payload is no JSON object, so no envelope")
+        raise Poison("the payload is no JSON object, so no envelope", UNREADABLE)
     data = tree.get("payload")
     payload = data.encode() if isinstance(data, str) else _unbase64(tree.get("payload_base64"))
     if payload is None:
-        raise Poison("the envelope holds neither payload nor payload_base64")
+        raise Poison("the envelope holds neither payload nor payload_base64", UNREADABLE)
     headers: Headers = []
     for name, header in (
         ("topic", TOPIC),
@@ -229,7 +230,7 @@ def opened(message: Message, wall: float) -> tuple[Message, dict[str, str]]:
         headers.append((RETAIN, "true"))
     user = _pairs(tree.get("user_properties", []))
     if user is None:
-        raise Poison("user_properties of the envelope is no list of pairs of text")
+        raise Poison("user_properties of the envelope is no list of pairs of text", UNREADABLE)
     headers += [(_escaped(name), value) for name, value in user]
     made = message_from(message.topic, payload, headers, message.qos, wall)
     return made, once_each(headers)[0]

@@ -32,6 +32,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from mqttd.api import Message
+from mqttd_plugins._bridge.figures import REFUSED
 from mqttd_plugins._bridge.rules import Rule
 
 
@@ -48,7 +49,11 @@ class Retry(Failure):
 
 
 class Poison(Failure):
-    """It will never work for this message."""
+    """It will never work for this message. `cause` is a word of `figures`."""
+
+    def __init__(self, reason: str, cause: str = REFUSED) -> None:
+        super().__init__(reason)
+        self.cause = cause
 
 
 class Refused(Failure):
