@@ -14,7 +14,8 @@ Invariants:
   it would break out of a header it is refused; it never becomes part of a URL's path.
 - A password goes into a body or a header, nowhere else, and into no log.
 - A delivery can't wait for a service: it is decided by rules that came with the client, otherwise
-  by the subscription, which was asked about.
+  by the filters that the service has granted to the client. About a topic that none of those holds
+  there is no opinion: what the service wasn't asked about is no yes.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ from mqttd.api import (
     Deny,
     Duration,
     FilePath,
+    NotMine,
     Plugin,
     PluginConfig,
     SubscriptionRequest,
     reason_codes,
 )
 from mqttd_plugins._acl_rules import BoundRules, Found, Grants
+from mqttd_plugins._granted_filters import GrantedFilters
 
 if TYPE_CHECKING:
     from mqttd_plugins._http_service import Outcome, Request, Service
@@ -150,8 +153,8 @@ class Config(PluginConfig):
     without_acl: Literal["ignore", "allow", "deny"] = "ignore"
     """For clients that were let in without rules: ask the next plugin, yes to everything, or no."""
     receive: Literal["allow", "ignore"] = "allow"
-    """With `authorize`, deliveries that no rule decides: yes, as the subscription was asked about,
-    or ask the next plugin."""
+    """With `authorize`, deliveries that no rule decides: yes to topics that a filter holds which
+    the service has granted to the client, or ask the next plugin about all of them."""
 
     @model_validator(mode="after")
     def _fit(self) -> Config:
@@ -191,6 +194,16 @@ class _Standing:
         self.grants = grants
 
 
+class _Asked:
+    """What the service has said about a client's subscriptions, while it is here."""
+
+    __slots__ = ("granted", "shared")
+
+    def __init__(self) -> None:
+        self.granted = GrantedFilters()
+        self.shared = False  # it has subscriptions that others have granted
+
+
 class _Unfit(Exception):
     """A value of the client that can't be put where it belongs."""
 
@@ -205,6 +218,7 @@ class HttpAuth(Plugin[Config]):
         self._wall_clock = wall_clock
         self._service: Service | None = None
         self._key = f"{broker.name}.standing"
+        self._asked_key = f"{broker.name}.asked"
         self._silent_until = 0.0
 
     async def start(self) -> None:
@@ -290,15 +304,61 @@ class HttpAuth(Plugin[Config]):
     ) -> Decision | Coroutine[Any, Any, Decision]:
         wanted, qos = subscription.inner_filter, subscription.qos
         decision = self._by_rules(client, "subscribe", lambda rules: rules.subscribe(wanted, qos))
-        return decision or self._by_service(
+        if decision is not None:
+            return decision
+        answer = self._by_service(
             client, {"action": "subscribe", "topic": wanted, "qos": qos, "retain": False}
         )
+        if isinstance(answer, Coroutine):
+            return self._noted_later(client, subscription.topic_filter, answer)
+        return self._noted(client, subscription.topic_filter, answer)
+
+    async def _noted_later(
+        self, client: Client, topic_filter: str, answer: Coroutine[Any, Any, Decision]
+    ) -> Decision:
+        return self._noted(client, topic_filter, await answer)
+
+    def _noted(self, client: Client, topic_filter: str, decision: Decision) -> Decision:
+        """Keep in mind what deliveries will be decided by."""
+        asked = self._asked_of(client)
+        if isinstance(decision, Allow):
+            changed = asked.granted.add(topic_filter) and asked.shared
+        else:
+            changed = asked.granted.discard(topic_filter)
+        if isinstance(decision, NotMine):
+            self._share(client, asked)
+        elif changed:  # the broker remembers what was said about topics of that filter before
+            self.broker.forget_decisions(client.client_id)
+        return decision
+
+    def _share(self, client: Client, asked: _Asked) -> None:
+        """Others have granted it something: from now on no yes to a delivery is remembered."""
+        if not asked.shared:
+            asked.shared = True
+            self.broker.forget_decisions(client.client_id)
+
+    def _asked_of(self, client: Client) -> _Asked:
+        asked = client.attributes.get(self._asked_key)
+        if not isinstance(asked, _Asked):
+            asked = client.attributes[self._asked_key] = _Asked()
+        return asked
+
+    def on_unsubscribe(self, client: Client, topic_filter: str) -> None:
+        """What is granted to a client is no more than what it is subscribed to."""
+        self._asked_of(client).granted.discard(topic_filter)
 
     def authorize_receive(self, client: Client, topic: str) -> Decision:
         decision = self._by_rules(client, "receive", lambda rules: rules.receive(topic))
-        if decision is None and self.config.receive == "allow":
-            return Allow(f"{self.broker.name}: its subscription was asked about")
-        return decision or NOT_MINE
+        if decision is not None:
+            return decision
+        if self.config.receive == "ignore":
+            return NOT_MINE
+        asked = self._asked_of(client)
+        if asked.granted.hold(topic):
+            rule = f"{self.broker.name}: the service has granted a subscription to it"
+            return Allow(rule, cache=not asked.shared)
+        self._share(client, asked)
+        return NOT_MINE
 
     def _by_rules(
         self, client: Client, action: str, ask: Callable[[BoundRules], Found | None]

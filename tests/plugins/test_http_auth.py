@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import pytest
 from aiohttp import web
+from mqttd_plugins import _granted_filters
+from mqttd_plugins._granted_filters import GrantedFilters
 from mqttd_plugins.http_auth import Config, HttpAuth
 from pydantic import ValidationError
 
@@ -250,15 +252,62 @@ async def test_what_no_rule_decides_is_asked() -> None:
         await plugin.stop()
 
 
-async def test_deliveries_follow_the_subscription_that_was_asked_about() -> None:
+GRANTED = "http_auth: the service has granted a subscription to it"
+
+
+async def test_deliveries_follow_the_subscriptions_that_were_granted() -> None:
     async with served() as service:
-        plugin, _ = await started(service, authenticate=None, authorize={})
-        assert isinstance(plugin.authorize_receive(ada(), "x"), Allow)
-        assert await login(plugin) == NOT_MINE
+        plugin, broker = await started(service, authenticate=None, authorize={}, cache={"ttl": 0})
+        client = ada()
+        service.says({"result": "allow"})
+        for topic_filter in ("a/#", "$share/g/b/+", "c"):
+            await may_subscribe(plugin, client, topic_filter)
+        for topic in ("a/1", "b/1", "c"):
+            assert plugin.authorize_receive(client, topic) == Allow(GRANTED)
+        plugin.on_unsubscribe(client, "c")
+        service.says({"result": "deny"})
+        await may_subscribe(plugin, client, "a/#")
+        assert broker.forgotten == ["c1"]  # the yes to a/1 isn't true any longer
+        for topic in ("a/1", "c", "b/1/x", "$SYS/x", "x"):
+            assert plugin.authorize_receive(client, topic) == NOT_MINE
+        assert plugin.authorize_receive(client, "b/1") == Allow(GRANTED, cache=False)
+        assert plugin.authorize_receive(ada(), "b/1") == NOT_MINE
         await plugin.stop()
         plugin, _ = await started(service, authenticate=None, authorize={}, receive="ignore")
-        assert plugin.authorize_receive(ada(), "x") == NOT_MINE
+        service.says({"result": "allow"})
+        await may_subscribe(plugin, client, "x")
+        assert plugin.authorize_receive(client, "x") == NOT_MINE
         await plugin.stop()
+
+
+async def test_who_has_subscriptions_from_elsewhere_has_no_yes_remembered() -> None:
+    async with served() as service:
+        plugin, broker = await started(service, authenticate=None, authorize={}, cache={"ttl": 0})
+        client = ada()
+        service.says({"result": "allow"})
+        await may_subscribe(plugin, client, "a/#")
+        assert plugin.authorize_receive(client, "a/1") == Allow(GRANTED)
+        service.says({"result": "ignore"})
+        assert await may_subscribe(plugin, client, "b/#") == NOT_MINE
+        assert broker.forgotten == ["c1"]
+        assert plugin.authorize_receive(client, "a/1") == Allow(GRANTED, cache=False)
+        assert plugin.authorize_receive(client, "b/1") == NOT_MINE
+        service.says({"result": "allow"})
+        await may_subscribe(plugin, client, "b/1")  # a no to it may be remembered
+        assert broker.forgotten == ["c1", "c1"]
+        await plugin.stop()
+
+
+def test_filters_that_are_too_many_are_not_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_granted_filters, "MOST", 2)
+    granted = GrantedFilters()
+    assert [granted.add(name) for name in ("a", "b/+", "a", "c")] == [True, True, False, False]
+    assert not granted.hold("c")
+    assert granted.discard("a")
+    assert not granted.discard("a")
+    assert granted.add("c")
+    assert granted.hold("c")
+    assert granted.hold("b/x")
 
 
 @pytest.mark.parametrize(

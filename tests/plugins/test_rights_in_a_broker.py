@@ -253,3 +253,23 @@ async def test_an_http_service_lets_in_and_says_what_is_allowed() -> None:
             async with client(broker, username="ada", expected=spec.SERVER_UNAVAILABLE):
                 pass
             await until(lambda: len(service.requests) == 6)
+
+
+async def test_a_service_that_has_no_opinion_leaves_deliveries_to_the_list(tmp_path: Path) -> None:
+    acl = tmp_path / "acl"
+    acl.write_text("topic read site/#\ntopic deny site/secret\n")
+    async with served() as service:
+        service.says({"result": "ignore"})
+        plugins = (
+            {"use": "http_auth", "config": {"authorize": {"url": service.url}}},
+            {"use": "acl_file", "config": {"file": str(acl)}},
+        )
+        async with (
+            mqttd.Broker(config(*plugins, allow_anonymous=True)) as broker,
+            client(broker) as wire,
+        ):
+            assert await subscribed(wire, "site/#") == spec.GRANTED_QOS_1
+            service.says({"result": "allow"})
+            wire.publish("site/secret", b"x")
+            wire.publish("site/open", b"x")
+            assert await received(wire) == "site/open"
