@@ -140,6 +140,29 @@ def test_a_name_that_is_none_breaks_no_page(count: str, gauge: str) -> None:
     assert made_up <= {"mqttd_plugin_good_total", "mqttd_plugin__total", "mqttd_plugin_"}
 
 
+def test_figures_with_labels_are_families_of_their_own() -> None:
+    given = facts()
+    both = [
+        ("ended_total", 3, (("way", "out"), ("reason", 'a"b'))),
+        ("ended_total", 4, (("way", "in"), ("reason", "x"))),
+        ("depth", 1.5, ()),
+    ]
+    odd = [
+        ("depth", 9, (("way", "out"),)),  # other labels than the first of its name
+        ("twice", 9, (("plugin", "x"),)),
+        ("bad label", 9, ()),
+        ("bad", 9, (("a b", "x"),)),
+    ]
+    given.plugins = [PluginFacts("p", figures=both), PluginFacts("q", figures=odd)]
+    found = page(Harness(), given)
+    assert value(found, "mqttd_plugin_ended_total", plugin="p", way="out", reason='a"b') == 3
+    assert value(found, "mqttd_plugin_ended_total", plugin="p", way="in", reason="x") == 4
+    assert value(found, "mqttd_plugin_depth", plugin="p") == 1.5
+    assert sum(name.startswith("mqttd_plugin_") for name, _ in found) == 3
+    assert "# TYPE mqttd_plugin_ended_total counter" in rendered(Harness(), given)
+    assert "# TYPE mqttd_plugin_depth gauge" in rendered(Harness(), given)
+
+
 def test_names_follow_the_conventions() -> None:
     assert len({metric.name for metric in METRICS}) == len(METRICS)
     for metric in METRICS:

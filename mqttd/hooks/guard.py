@@ -152,7 +152,10 @@ class Guard:
         stats = self._stats("figures")
         stats.calls += 1
         try:
-            found = list(islice(self._call("figures", ()), MAX_FIGURES))
+            answer = self._call("figures", ())
+            if isinstance(answer, Coroutine):
+                answer.close()
+            found = list(islice(answer, MAX_FIGURES))
         except (Exception, asyncio.CancelledError) as error:
             stats.failures += 1
             now = self._clock()
@@ -229,8 +232,13 @@ def _is_figure(one: object) -> bool:
         isinstance(one, Figure)
         and isinstance(one.name, str)
         and isinstance(one.value, int | float)
-        and all(isinstance(text, str) for pair in one.labels for text in pair)
+        and isinstance(one.labels, tuple)
+        and all(map(_is_label, one.labels))
     )
+
+
+def _is_label(one: object) -> bool:
+    return isinstance(one, tuple) and len(one) == 2 and all(isinstance(text, str) for text in one)
 
 
 def _swallow(task: asyncio.Future[Any]) -> None:

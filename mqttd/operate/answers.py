@@ -13,6 +13,7 @@ that is wrong is refused with a sentence and changes nothing.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import time
@@ -31,6 +32,7 @@ from mqttd.core.errors import ProtocolError
 from mqttd.core.session import Session
 from mqttd.core.topics import is_wildcard, validate_topic_filter
 from mqttd.hooks.manager import HookManager
+from mqttd.hooks.plugin import Plugin
 from mqttd.metrics import VERSIONS
 from mqttd.net.lines import Refused
 from mqttd.operate.audit import act
@@ -41,6 +43,9 @@ logger: Final = logging.getLogger("mqttd.plugins")
 
 SLICE: Final = 256
 PLUGIN_S: Final = 60.0  # that a plugin's action may take
+ROLE_S: Final = 5.0  # that each may take where all of a role are asked
+STATUS: Final = "status"
+ROLE_ACTIONS: Final = (STATUS, "pause", "resume")
 MAX_TEXT: Final = 4096
 
 Lines = AsyncIterator[list[dict[str, object]]]
@@ -67,6 +72,7 @@ class Operator:
             "retained": self._retained,
             "kick": self._kick,
             "plugin": self._plugin,
+            "role": self._role,
             "explain": self._explain,
             "figures": self._figures,
             "reload": self._reload_all,
@@ -251,19 +257,52 @@ class Operator:
         plugin = None if self._hooks is None else self._hooks.plugin(name)
         if plugin is None:
             raise Refused(f"there is no plugin {name!r} in the configuration")
+        done = await self._control(name, plugin, action, arguments, PLUGIN_S)
+        act("plugin_action", plugin=name, action=action)
+        yield [{"end": {"answer": done}}]
+
+    async def _role(self, request: Request) -> Lines:
+        """Ask every plugin of a role, or one of them; who fails costs its own line alone."""
+        role, name = _text(request, "role"), _text(request, "name")
+        action = _text(request, "action")
+        if not role or action not in ROLE_ACTIONS:
+            raise Refused(f"role needs a role, and an action: {', '.join(ROLE_ACTIONS)}")
+        guards = [] if self._hooks is None else self._hooks.guards
+        known = {guard.name: guard.plugin for guard in guards if guard.plugin.role == role}
+        if name and known and name not in known:
+            raise Refused(f"there is no {role} {name!r}; there is: {', '.join(known)}")
+        wanted = known if not name else {name: known[name]} if known else {}
+        answers = (self._of_role(one, plugin, action) for one, plugin in wanted.items())
+        found = await asyncio.gather(*answers)
+        yield [{"item": one} for one in found]
+        yield [{"end": {"count": len(found)}}]
+
+    async def _of_role(self, name: str, plugin: Plugin[Any], action: str) -> dict[str, object]:
         try:
-            async with asyncio.timeout(PLUGIN_S):
+            done = await self._control(name, plugin, action, {}, ROLE_S)
+            json.dumps(done)
+        except (Refused, TypeError, ValueError) as error:
+            return {"name": name, "error": str(error)}
+        if action != STATUS:
+            act("plugin_action", plugin=name, action=action)
+        return {"name": name, "answer": done}
+
+    async def _control(
+        self, name: str, plugin: Plugin[Any], action: str, arguments: dict[str, Any], limit_s: float
+    ) -> object:
+        """What a plugin answers. Refused."""
+        try:
+            async with asyncio.timeout(limit_s):
                 done = await plugin.control(action, arguments)
         except ValueError as error:
             raise Refused(str(error)) from None
         except TimeoutError:
-            raise Refused(f"{name} took longer than {PLUGIN_S:g} s") from None
+            raise Refused(f"{name} took longer than {limit_s:g} s") from None
         except Exception as error:
             logger.exception("plugin %s failed in control", name)
             raise Refused(f"{name} failed: {type(error).__name__}; see the log") from None
         self._schedule()
-        act("plugin_action", plugin=name, action=action)
-        yield [{"end": {"answer": done}}]
+        return done
 
     async def _reload_all(self, request: Request) -> Lines:
         yield [{"end": await self._reload()}]

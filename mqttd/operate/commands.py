@@ -24,6 +24,17 @@ GOOD: Final = 0
 BAD: Final = 1
 USAGE: Final = 2
 
+_BRIDGES: Final = """\
+examples:
+  mqttd bridges                 all of them: state, figures, and why one is down
+  mqttd bridges kafka           one of them, with the reasons of what was dropped
+  mqttd bridges pause kafka     end its connection; messages wait in the broker
+  mqttd bridges resume --all    connect again, at once
+  mqttd bridges --json          one object a line
+
+exit code: 0 done, 1 a bridge gave no answer or isn't there, 2 usage, or no broker answers
+"""
+
 Commands = Any  # what argparse's add_subparsers returns has no public name
 
 
@@ -41,6 +52,7 @@ def add(commands: Commands) -> None:
     kick.add_argument("client", help="its client id")
     kick.add_argument("--reason", default="", help="told to the client, and logged")
     _add_ban(_command(commands, "ban", "list, add and remove bans (the plugin ban)"))
+    _add_bridges(_command(commands, "bridges", "show bridges, pause and resume them"))
     plugin = _command(commands, "plugin", "ask a plugin to do something")
     plugin.add_argument("name", help="its name in the configuration")
     plugin.add_argument("action", help="what its page calls it")
@@ -65,6 +77,18 @@ def _add_ban(ban: argparse.ArgumentParser) -> None:
     ban.add_argument("--for", dest="lasts", type=_duration, help="1h; without it, for good")
     ban.add_argument("--reason", default="", help="for the list")
     ban.add_argument("--plugin", default="ban", help="its name in the configuration")
+
+
+def _add_bridges(bridges: argparse.ArgumentParser) -> None:
+    bridges.epilog = _BRIDGES
+    bridges.formatter_class = argparse.RawDescriptionHelpFormatter
+    bridges.add_argument(
+        "words",
+        metavar="[pause|resume] NAME",
+        nargs="*",
+        help="a bridge, by its name in the configuration; without any word: all are shown",
+    )
+    bridges.add_argument("--all", action="store_true", help="pause or resume all of them")
 
 
 def _command(commands: Commands, name: str, what: str) -> argparse.ArgumentParser:
@@ -169,25 +193,31 @@ def _list(control: Control, args: argparse.Namespace) -> int:
 
 
 def _client_row(item: dict[str, Any]) -> list[str]:
+    from mqttd.operate.show import span
+
     return [
         item["client"],
         item["user"] or "-",
         item["peer"] or "-",
         item["listener"] or "-",
         item["version"] or "-",
-        _span(item["connected_s"]),
+        span(item["connected_s"]),
         *_numbers(item),
     ]
 
 
 def _session_row(item: dict[str, Any]) -> list[str]:
+    from mqttd.operate.show import span
+
     state = item["peer"] or "away"
-    expires = "-" if item["expires_in_s"] is None else _span(item["expires_in_s"])
+    expires = "-" if item["expires_in_s"] is None else span(item["expires_in_s"])
     return [item["client"], item["user"] or "-", state, expires, *_numbers(item)]
 
 
 def _retained_row(item: dict[str, Any]) -> list[str]:
-    expires = "-" if item["expires_in_s"] is None else _span(item["expires_in_s"])
+    from mqttd.operate.show import span
+
+    expires = "-" if item["expires_in_s"] is None else span(item["expires_in_s"])
     return [item["topic"], str(item["bytes"]), str(item["qos"]), expires, item["from"] or "-"]
 
 
@@ -204,19 +234,6 @@ _TABLES: Final[dict[str, tuple[list[str], Callable[[dict[str, Any]], list[str]]]
     "sessions": (["client", "user", "from", "ends in", *_COUNTS], _session_row),
     "retained": (["topic", "bytes", "qos", "ends in", "published by"], _retained_row),
 }
-
-
-def _span(seconds: float | None) -> str:
-    """`3d 4h`, `5m 3s`: two units are enough."""
-    if seconds is None:
-        return "-"
-    left = int(seconds)
-    parts: list[str] = []
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        if left >= size or (unit == "s" and not parts):
-            parts.append(f"{left // size}{unit}")
-            left %= size
-    return " ".join(parts[:2])
 
 
 # Acts.
@@ -254,7 +271,7 @@ def _ban(control: Control, args: argparse.Namespace) -> int:
         [
             one["kind"],
             one["value"],
-            "for good" if one["seconds_left"] is None else _span(one["seconds_left"]),
+            "for good" if one["seconds_left"] is None else show.span(one["seconds_left"]),
             one["by"],
             one["reason"],
         ]
@@ -262,6 +279,22 @@ def _ban(control: Control, args: argparse.Namespace) -> int:
     ]
     show.table(["kind", "who", "ends in", "by", "reason"], rows)
     return GOOD
+
+
+def _bridges(control: Control, args: argparse.Namespace) -> int:
+    from mqttd.operate import bridges
+
+    try:
+        action, name = bridges.parsed(args.words, args.all)
+    except bridges.Usage as error:
+        _complain(str(error))
+        return USAGE
+    items = bridges.ask(control, action, name)
+    if not items:
+        _complain(bridges.NONE)
+        return GOOD if action == "status" and not name else BAD
+    bridges.show_answers(items, action, name, as_json=args.json)
+    return BAD if any("error" in item for item in items) else GOOD
 
 
 def _plugin(control: Control, args: argparse.Namespace) -> int:
@@ -281,12 +314,12 @@ def _plugin_answer(control: Control, args: argparse.Namespace, request: dict[str
 
 
 def _reload(control: Control, args: argparse.Namespace) -> int:
+    from mqttd.operate import show
+
     _, end = control.ask({"do": "reload"})
     if args.json:
         _print_json(end)
     else:
-        from mqttd.operate import show
-
         for change in end["changed"]:
             show.line(f"changed: {change}")
         for name in end["restart"]:
@@ -355,6 +388,7 @@ _COMMANDS: Final[dict[str, Callable[[Control, argparse.Namespace], int]]] = {
     "retained": _list,
     "kick": _kick,
     "ban": _ban,
+    "bridges": _bridges,
     "plugin": _plugin,
     "reload": _reload,
     "explain": _explain,

@@ -1,7 +1,7 @@
 """Tables on a terminal: rich draws them where it is installed, plain columns otherwise.
 
-Owns: how rows of text become lines, and that nothing which came from the network can steer the
-terminal: client ids and topics are escaped as they are in the log.
+Owns: how rows of text become lines, how a length of time is told, and that nothing which came from
+the network can steer the terminal: client ids and topics are escaped as they are in the log.
 
 Must not know: what stands in the cells.
 """
@@ -46,6 +46,19 @@ def columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in (titles, *rows)
     ]
+
+
+def span(seconds: float | None) -> str:
+    """`3d 4h`, `5m 3s`: two units are enough."""
+    if seconds is None:
+        return "-"
+    left = int(seconds)
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        if left >= size or (unit == "s" and not parts):
+            parts.append(f"{left // size}{unit}")
+            left %= size
+    return " ".join(parts[:2])
 
 
 def line(text: str) -> None:

@@ -303,3 +303,7 @@ def incoming(
 
 def reason_of(message: Message) -> str:
     return dict(message.properties.user_properties)["mqttd-dlq-reason"]
+
+
+def dropping(message: Message) -> None:
+    """The function of a rule that drops everything."""

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from itertools import repeat
 from typing import Any
 
 import pytest
 
-from mqttd.api import Allow, Client, Decision, Deny, Plugin, PluginConfig
+from mqttd.api import Allow, Client, Decision, Deny, Figure, Plugin, PluginConfig
 from mqttd.hooks import guard as guard_module
 from mqttd.hooks.guard import WATCH, Failed, Guard, begin
 from mqttd.testing import StandIn
@@ -361,3 +362,44 @@ async def test_begin_hands_an_exception_on() -> None:
 @pytest.fixture(autouse=True)
 def _log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "mqttd.plugins")
+
+
+class Shown(Plugin[PluginConfig]):
+    """Shows what the test says."""
+
+    shows: Callable[[], Any] = staticmethod(list)
+
+    def figures(self) -> Iterable[Figure]:
+        return self.shows()  # type: ignore[no-any-return]
+
+
+def figures_of(shows: Callable[[], Any]) -> tuple[Guard, list[Figure]]:
+    plugin = Shown(PluginConfig(), StandIn())
+    plugin.shows = shows
+    guard = guard_of(plugin)
+    return guard, guard.figures()
+
+
+def test_figures_are_shown_as_far_as_they_are_figures() -> None:
+    good = Figure("a", 1, (("way", "out"),))
+    odd: list[Any] = [("a", 1, ()), Figure("a", "1"), Figure(1, 1), Figure("a", 1, (("way", 1),))]  # type: ignore[arg-type]
+    odd += [Figure("a", 1, 7), Figure("a", 1, (("way",),)), Figure("a", 1, (7,))]  # type: ignore[arg-type]
+    assert figures_of(lambda: [good, *odd, good])[1] == [good, good]
+    assert figures_of(lambda: repeat(good))[1] == [good] * guard_module.MAX_FIGURES
+    assert scripted(Allow).figures() == []
+
+
+async def none_at_all() -> list[Figure]:
+    return []
+
+
+@pytest.mark.parametrize("shows", [failing(ValueError("x")), lambda: 7, none_at_all])
+def test_figures_that_fail_are_missing_and_the_breaker_hears_nothing(
+    shows: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    guard, found = figures_of(shows)
+    for _ in range(20):
+        assert guard.figures() == found == []
+    assert (guard.stats["figures"].calls, guard.stats["figures"].failures) == (21, 21)
+    assert not guard.resting
+    assert len(caplog.records) == 1
