@@ -16,7 +16,8 @@ import asyncio
 import statistics
 import sys
 
-from device_sim.engine.flood import Flood, Sample
+from device_sim.engine.course import Sample
+from device_sim.engine.flood import Flood
 from device_sim.engine.plan import Settings
 
 

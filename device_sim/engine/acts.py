@@ -20,10 +20,10 @@ from typing import Any, Final, Protocol
 
 from device_sim.engine.client import CONNECTED
 from device_sim.engine.control import Control
+from device_sim.engine.course import POLL_S
 from device_sim.engine.device import Device
 from device_sim.engine.feed import NEVER, Feed, Pacer, Pour
 from device_sim.engine.fleet import Fleet
-from device_sim.engine.flood import POLL_S
 from device_sim.engine.link import ConnectionEnded, Switchboard
 from device_sim.engine.proxy import GOOD, Conditions, Proxy
 from device_sim.engine.surroundings import Surroundings

@@ -30,7 +30,6 @@ class DeviceLink(Link):
         super().__init__(switchboard, client, on_lost)
         self._on_data = on_data
         self.ghost = False
-        self.frozen = False
         self.slow_rate = -1
         self._debt = 0.0
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from device_sim.engine.flood import Flood, Sample
+from device_sim.engine.course import Sample
+from device_sim.engine.flood import Flood
 from device_sim.engine.plan import VERSIONS, Settings
 from device_sim.results.result import Connects, Point, Result, Scenario, Throughput, environment
 

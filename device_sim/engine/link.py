@@ -96,6 +96,8 @@ class Link(asyncio.Protocol):
         self.dirty = False
         self.lost = False
         self.leaving = False
+        self.frozen = False
+        """Its device hangs: nothing is read from it, and nobody pings."""
         self.last_write_ns = 0
         self._on_lost = on_lost
         self._waiter: asyncio.Future[None] | None = None

@@ -7,7 +7,7 @@ second, good for logs. Owns nothing but the drawing: it is handed a Sample and f
 import sys
 from types import TracebackType
 
-from device_sim.engine.flood import Sample
+from device_sim.engine.course import Sample
 from device_sim.results.report import duration
 
 

@@ -1,52 +1,44 @@
 """The run of a scenario: stages one after the other, then silence, then the books are closed.
 
-Owns what needs a clock and concerns everybody: the tick that sends what has become due, a look
-once a second (samples, pings, requests nobody answered), the time line, the wait for silence at the
-end. What an action does is in `acts`, what a device does in `device`, who is owed what in `fleet`;
-the judgement is the ledger's.
+Owns what needs a clock and concerns everybody: the tick that sends what has become due, patience
+with requests that nobody answered, the time line, the end of the stages. What an action does is in
+`acts`, what a device does in `device`, who is owed what in `fleet`; the judgement is the ledger's.
+The frame, with the ways in which a run ends, is `course`.
 
-How a run ends. Normally: after the last stage nothing drops or sleeps any more, whoever is away
-comes back at once, and the run waits until nothing that can still come is missing, or until nothing
-has come for the scenario's `drain`. Broken off: somebody interrupted it, the broker didn't start, a
-connection failed although nothing in the scenario made it fail, a `wait` took too long, or a device
-couldn't come back at the end; then the rest of the stages is left out, and the books are closed
-with what was seen. Patience is counted in polls, as in a flood. No run lasts for ever: every stage
-has an end, and so has silence.
+After the last stage nothing drops or sleeps any more, whoever is away comes back at once, and the
+run waits for silence. It is broken off when the broker didn't start, a connection failed although
+nothing in the scenario made it fail, a `wait` took too long, or a device couldn't come back at the
+end; then the rest of the stages is left out. No run lasts for ever: every stage has an end, and so
+has silence.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import os
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from device_sim.engine.acts import Acts
 from device_sim.engine.control import Control
+from device_sim.engine.course import SAMPLE_S, STALL_S, Course, Sample
 from device_sim.engine.feed import NEVER, Pacer
 from device_sim.engine.fleet import Fleet
-from device_sim.engine.flood import GRACE_S, POLL_S, SAMPLE_S, STALL_S, Idle, Sample, polls
-from device_sim.engine.link import ConnectionEnded, Switchboard
-from device_sim.engine.process import ProcessError
+from device_sim.engine.link import Link
 from device_sim.engine.proxy import Proxy
 from device_sim.engine.surroundings import Surroundings
 from device_sim.engine.tls import contexts
 from device_sim.judge.histogram import Histogram
-from device_sim.judge.ledger import Ledger
-from device_sim.judge.verdict import Verdict
 from device_sim.language.scenario import Group, Scenario
-from device_sim.results.result import Distribution, Fault, Stage
+from device_sim.results.result import Fault, Stage
 
 LEAST_TICK_S: Final = 0.001
 AFTERMATH_S: Final = 3.0
 """So long after a fault a connection may still fail because of it."""
 
 
-class Run:
+class Run(Course):
     """One run, or the part of one that this process drives, and everything that was seen of it."""
 
     def __init__(
@@ -60,91 +52,45 @@ class Run:
         begun: float | None = None,
     ) -> None:
         """`begun` is the instant from which its time line counts; None: when it runs."""
+        super().__init__(_is_paced(scenario), on_sample, begun or 0.0)
         self.scenario = scenario
-        self.run_id = int.from_bytes(os.urandom(4), "big")
-        self.started = datetime.now(UTC).astimezone()
         self.control = control or Control(scenario.broker)
         self.address = (scenario.broker.host, scenario.broker.known_port)
         self.place = place
         self.slices = slices
-        self.begun = begun or 0.0
-        self.ledger = Ledger(self.run_id, _is_paced(scenario))
-        self.loop_name = ""
-        self.broken_off = ""
-        self.phase = "starting"
-        self.verdict = Verdict()
-        self.violations: dict[str, int] = {}
         self.stages: list[Stage] = []
         self.faults: list[Fault] = []
-        self.series: list[Sample] = []
         self.round_trips = Histogram()
-        self.pacing_lag = Histogram()
         self.unanswered = 0
         self.failed_connects = 0
         self.lost_connections = 0
         self.lost_words = ""
-        self.connect_s = 0.0
-        self.publish_s = 0.0
-        self.settle_s = 0.0
-        self.cpu_s = 0.0
-        self.received_in_time = 0
-        self.halt = asyncio.Event()
         self.pacer = Pacer()
         self.proxies: dict[str, Proxy] = {}
         self.broker_down = False
         self.fault_until = 0.0
-        self._on_sample = on_sample
-        self._abandoned = False
-        self._interrupted = False
         self._publishing = 0
         self._publishing_since = (0.0, 0.0)
         self._tick_due_ns = 0
         self._ticker: asyncio.TimerHandle | None = None
         self._tls = contexts(scenario)
 
-    async def run(self) -> None:
-        """All of it; never raises for what a broker or a network does."""
-        loop = asyncio.get_running_loop()
-        self.loop_name = type(loop).__module__.split(".")[0]
-        if not self.begun:
-            self.begun = time.monotonic()
-        self.switchboard = Switchboard(loop, self.ledger)
+    def prepare(self) -> None:
         self.around = Surroundings(self.run_id, self.scenario.seed, self.switchboard)
         self.around.tls = self._tls
         self.around.report = self._befell
         self.fleet = Fleet(self.scenario, self.around, self.place, self.slices)
         self.everybody = self.fleet.everybody()
-        keeper = loop.create_task(self._keep_time())
-        try:
-            await self._address()
-            await self._play()
-            await self._drain()
-        except (ConnectionEnded, ProcessError, OSError) as error:
-            self.break_off(str(error))
-        finally:
-            keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeper
-            self._close_books()
-            await self._leave()
 
-    def break_off(self, why: str) -> None:
-        """Leave out what is still to come; the first reason goes to the result."""
-        if not self.halt.is_set():
-            self.broken_off = why
-            self.halt.set()
+    async def work(self) -> None:
+        await self._address()
+        await self._play()
+        await self._drain()
 
-    def interrupt(self) -> None:
-        """Somebody wants an end: no more stages, the second time no more waiting either."""
-        if self._interrupted:
-            self._abandoned = True
-        self._interrupted = True
-        self.break_off("interrupted")
-
-    @property
-    def at_s(self) -> float:
-        """Seconds since the run began."""
-        return time.monotonic() - self.begun
+    def links_up(self) -> Iterator[Link]:
+        for device in self.everybody:
+            if device.up and device.link is not None:
+                yield device.link
 
     # Setting the stage
 
@@ -251,8 +197,7 @@ class Run:
                 count += 1
         return count
 
-    def _activity(self) -> int:
-        """A number that changes whenever anything is sent, received, acknowledged or connected."""
+    def activity(self) -> int:
         count = self.ledger.received
         for sender in self.ledger.senders:
             count += 2 * sender.sent
@@ -260,18 +205,6 @@ class Run:
             count -= device.client.in_flight()
             count += device.up
         return count
-
-    async def settle(self, patience_s: float) -> bool:
-        """Wait until nothing is missing, or nothing has come for so long; whether nothing is."""
-        idle = Idle(self._activity)
-        while not self._abandoned:
-            await asyncio.sleep(POLL_S)
-            still = idle.poll()
-            if still >= polls(GRACE_S) and self.outstanding() == 0:
-                return True
-            if still >= polls(patience_s):
-                return False
-        return False
 
     async def _drain(self) -> None:
         self.phase = "draining"
@@ -295,7 +228,7 @@ class Run:
 
     # The end
 
-    def _close_books(self) -> None:
+    def close_books(self) -> None:
         now = time.monotonic()
         for device in self.everybody:
             device.close_books(now, self._abandoned)
@@ -307,70 +240,25 @@ class Run:
         self.violations = self.around.violations
         self.verdict = self.ledger.close()
 
-    async def _leave(self) -> None:
-        """Disconnect in good manners, don't wait for a broker that doesn't answer, end it."""
-        self.phase = "leaving"
-        links = [link for device in self.everybody for link in device.part()]
-        deadline = time.monotonic() + 1.0
-        while time.monotonic() < deadline and not all(link.lost for link in links):
-            await asyncio.sleep(0.01)
-        for link in links:
-            if not link.lost and link.transport is not None:
-                link.transport.abort()
+    def part(self) -> list[Link]:
+        return [link for device in self.everybody for link in device.part()]
+
+    async def leave(self) -> None:
+        """Disconnect, and end what was started."""
+        await super().leave()
         for proxy in self.proxies.values():
             await proxy.close()
         await self.control.close()
 
     # Once a second
 
-    async def _keep_time(self) -> None:
-        """Samples for the progress view, pings for silent connections, ends of patience."""
-        last = Sample(self.phase, 0.0, 0)
-        snapshot = self.ledger.from_sent.copy()
-        next_at = self.begun + SAMPLE_S
-        rounds = 0
-        while True:
-            await asyncio.sleep(max(0.0, next_at - time.monotonic()))
-            next_at += SAMPLE_S
-            rounds += 1
-            latencies = self.ledger.from_intended if self.ledger.paced else self.ledger.from_sent
-            sample = self._sample(last, latencies.since(snapshot))
-            snapshot = latencies.copy()
-            self.series.append(sample)
-            self._on_sample(sample)
-            last = sample
-            self._ping()
-            now_ns = time.monotonic_ns()
-            for dialogue in self.fleet.dialogues:
-                dialogue.expire(now_ns)
-            if rounds % round(STALL_S) == 0:
-                self._unstall()
-
-    def _sample(self, last: Sample, part: Histogram) -> Sample:
-        connected = sum(1 for device in self.everybody if device.up)
-        sample = Sample(self.phase, self.at_s, connected)
-        sample.sent = sum(sender.sent for sender in self.ledger.senders)
-        sample.received = sum(sender.arrived for sender in self.ledger.senders)
-        sample.outstanding = self.outstanding()
-        seconds = sample.elapsed_s - last.elapsed_s
-        if seconds > 0:
-            sample.sent_per_s = (sample.sent - last.sent) / seconds
-            sample.received_per_s = (sample.received - last.received) / seconds
-        sample.p50_us = part.percentile(50)
-        sample.p99_us = part.percentile(99)
-        sample.latency = Distribution.of(part)
-        return sample
-
-    def _ping(self) -> None:
+    def look(self, rounds: int) -> None:
+        """End the patience with requests, help closed loops."""
         now_ns = time.monotonic_ns()
-        for device in self.everybody:
-            link = device.link
-            if link is None or link.frozen or not device.up:
-                continue
-            keep_alive = device.client.keep_alive
-            if keep_alive and now_ns - link.last_write_ns > keep_alive * 500_000_000:
-                device.client.ping()
-                self.switchboard.mark_dirty(link)
+        for dialogue in self.fleet.dialogues:
+            dialogue.expire(now_ns)
+        if rounds % round(STALL_S) == 0:
+            self._unstall()
 
     def _unstall(self) -> None:
         """Let closed loops go on whose outstanding messages nobody has received for a while."""

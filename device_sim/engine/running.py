@@ -15,7 +15,7 @@ from device_sim.language.scenario_commands import add_shrinking
 from device_sim.results.outputs import add_outputs
 
 if TYPE_CHECKING:
-    from device_sim.engine.flood import Sample
+    from device_sim.engine.course import Sample
     from device_sim.engine.progress import Plain
     from device_sim.engine.run import Run
     from device_sim.judge.thresholds import Threshold

@@ -31,7 +31,7 @@ import time
 from typing import Any, Final
 
 from device_sim.engine.control import Control
-from device_sim.engine.flood import Sample
+from device_sim.engine.course import Sample
 from device_sim.engine.interrupts import interrupts
 from device_sim.engine.loops import factory_of
 from device_sim.engine.process import ProcessError, environment

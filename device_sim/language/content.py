@@ -43,12 +43,33 @@ PayloadSize = Annotated[
 _SCALARS: Final = ["string", "number", "boolean", "null"]
 
 
-def _ordered(low: float | None, high: float | None) -> None:
-    if low is not None and high is not None and low > high:
-        raise refuse("min that isn't above max")
+class Limits(Node):
+    """A lower and an upper limit, whatever they are of."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        low: float | None = getattr(self, "min", None)
+        high: float | None = getattr(self, "max", None)
+        if low is not None and high is not None and low > high:
+            raise refuse("min that isn't above max")
+        return self
 
 
-class Walk(Node):
+class Weighted(Node):
+    """One of several, by weight."""
+
+    weights: list[Annotated[Number, Field(ge=0)]] = Field(default=[])
+    """One for each of them; absent: all alike."""
+
+    @model_validator(mode="after")
+    def _weighed(self) -> Self:
+        of: list[Any] = getattr(self, "of", [])
+        if self.weights and (len(self.weights) != len(of) or sum(self.weights) <= 0):
+            raise refuse("as many weights as values, not all of them 0")
+        return self
+
+
+class Walk(Limits):
     """A random walk: each value is the one before plus up to `step`, reflected at the limits."""
 
     start: Number = 0.0
@@ -62,7 +83,6 @@ class Walk(Node):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _ordered(self.min, self.max)
         low = self.start if self.min is None else self.min
         high = self.start if self.max is None else self.max
         if not low <= self.start <= high:
@@ -94,21 +114,13 @@ class Counter(Node):
     """Values stay below this, and begin at 0 again."""
 
 
-class Choice(Node):
+class Choice(Weighted):
     """One of several values, by weight."""
 
     of: Annotated[list[Scalar], Field(min_length=1)]
-    weights: list[Annotated[Number, Field(ge=0)]] = Field(default=[])
-    """One for each value; absent: all alike."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.weights and (len(self.weights) != len(self.of) or sum(self.weights) <= 0):
-            raise refuse("as many weights as values, not all of them 0")
-        return self
 
 
-class Uniform(Node):
+class Uniform(Limits):
     """Any number from min to max."""
 
     min: Number = 0.0
@@ -116,13 +128,8 @@ class Uniform(Node):
     digits: Digits = 2
     """Decimal places; 0 gives whole numbers."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _ordered(self.min, self.max)
-        return self
 
-
-class Normal(Node):
+class Normal(Limits):
     """Normally distributed numbers, cut at the limits."""
 
     mean: Number = 0.0
@@ -130,11 +137,6 @@ class Normal(Node):
     min: Number | None = None
     max: Number | None = None
     digits: Digits = 2
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _ordered(self.min, self.max)
-        return self
 
 
 class Replay(Node):
@@ -190,19 +192,14 @@ class Value(OneOf):
         return {"anyOf": [{"type": _SCALARS}, inner]}
 
 
-class UniformSize(Node):
+class UniformSize(Limits):
     """Any size from min to max."""
 
     min: PayloadSize
     max: PayloadSize
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _ordered(self.min, self.max)
-        return self
 
-
-class NormalSize(Node):
+class NormalSize(Limits):
     """Normally distributed sizes, cut at the limits."""
 
     mean: PayloadSize
@@ -210,13 +207,8 @@ class NormalSize(Node):
     min: PayloadSize = HEADER_SIZE
     max: PayloadSize = LARGEST_PAYLOAD
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _ordered(self.min, self.max)
-        return self
 
-
-class LognormalSize(Node):
+class LognormalSize(Limits):
     """Many small ones and few that are large, cut at the limits."""
 
     median: PayloadSize
@@ -225,23 +217,11 @@ class LognormalSize(Node):
     min: PayloadSize = HEADER_SIZE
     max: PayloadSize = LARGEST_PAYLOAD
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _ordered(self.min, self.max)
-        return self
 
-
-class ChoiceSize(Node):
+class ChoiceSize(Weighted):
     """One of several sizes, by weight."""
 
     of: Annotated[list[PayloadSize], Field(min_length=1)]
-    weights: list[Annotated[Number, Field(ge=0)]] = Field(default=[])
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.weights and (len(self.weights) != len(self.of) or sum(self.weights) <= 0):
-            raise refuse("as many weights as sizes, not all of them 0")
-        return self
 
 
 class SizeModel(OneOf):

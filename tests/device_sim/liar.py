@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-from device_sim.engine.flood import Idle
+from device_sim.engine.course import Idle
 from mqttd.core import spec
 from mqttd.core.decode import decode_packet
 from mqttd.core.encode import encode_packet

@@ -15,7 +15,8 @@ import pytest
 
 from device_sim.cli import main
 from device_sim.engine.client import reason_text
-from device_sim.engine.flood import Flood, Idle, Sample
+from device_sim.engine.course import Idle, Sample
+from device_sim.engine.flood import Flood
 from device_sim.engine.plan import Settings
 from mqttd.core import spec
 from mqttd.core.properties import Properties
@@ -31,7 +32,7 @@ def lying(lies: Lies) -> Iterator[int]:
     """A liar that no flood of this process gives up because its thread has to wait for its turn."""
     liar = Liar(lies)
     with liar as port, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("device_sim.engine.flood.Idle", liar.idle)
+        patch.setattr("device_sim.engine.course.Idle", liar.idle)
         yield port
 
 
@@ -344,7 +345,7 @@ def test_a_terminal_gets_tables_and_a_live_view() -> None:
 async def test_silent_connections_are_kept_alive(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("device_sim.engine.flood.SAMPLE_S", 0.1)
+    monkeypatch.setattr("device_sim.engine.course.SAMPLE_S", 0.1)
     liar = Liar(Lies())
     with liar as port:
         settings = Settings(port=port, devices=1, rate=0.01, seconds=600.0, keep_alive=1)

@@ -66,7 +66,7 @@ def lying(lies: Lies) -> Iterator[int]:
     """A liar that no run of this process gives up because its thread has to wait for its turn."""
     liar = Liar(lies)
     with liar as port, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("device_sim.engine.run.Idle", liar.idle)
+        patch.setattr("device_sim.engine.course.Idle", liar.idle)
         yield port
 
 
@@ -149,7 +149,7 @@ def test_a_delay_is_no_trouble_and_shows_in_the_latency(
     lies.delay = {3, 4, 5}
     liar = Liar(lies)
     with liar as port, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("device_sim.engine.flood.Idle", liar.idle)
+        patch.setattr("device_sim.engine.course.Idle", liar.idle)
         arguments = ["-n", "2", "-c", "10", "-r", "20", "-q", "1", "--settle", "0.3"]
         arguments += ["--report", str(tmp_path / "page.html"), "--junit", str(tmp_path / "x.xml")]
         code = main(["flood", "-p", str(port), "--quiet", "--json", *arguments])

@@ -36,7 +36,7 @@ def lying(lies: Lies) -> Iterator[int]:
     """A liar that no run of this process gives up because its thread has to wait for its turn."""
     liar = Liar(lies)
     with liar as port, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("device_sim.engine.run.Idle", liar.idle)
+        patch.setattr("device_sim.engine.course.Idle", liar.idle)
         yield port
 
 
