@@ -45,11 +45,11 @@ from mqttd.api import (
 )
 from mqttd_plugins._acl_rules import BoundRules, Found, Grants
 from mqttd_plugins._granted_filters import GrantedFilters
+from mqttd_plugins._urls import check_headers, check_url
 
 if TYPE_CHECKING:
     from mqttd_plugins._http_service import Outcome, Request, Service
 
-_LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 _ABOUT_CLIENT: Final = frozenset({"clientid", "username", "peerhost", "listener"})
 _LONGEST_LIFE_S: Final = 10 * 365 * 86400.0
 _QUIET_S: Final = 10.0
@@ -70,19 +70,18 @@ class EndpointConfig(PluginConfig):
 
     placeholders: ClassVar[frozenset[str]] = _ABOUT_CLIENT
 
-    @field_validator("url")
+    @field_validator("headers", mode="before")
     @classmethod
-    def _good(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("https", "http") or not parts.hostname or parts.username:
-            raise ValueError("expected https://host/path, credentials in headers")
-        if "${" in url:
-            raise ValueError("expected no placeholders: they belong into body and headers")
-        return url
+    def _are_headers(cls, value: object) -> object:
+        if isinstance(value, dict):
+            check_headers("headers", value)
+        return value
 
     @model_validator(mode="after")
     def _known(self) -> EndpointConfig:
         templates = [*self.body.values(), *(h.get_secret_value() for h in self.headers.values())]
+        if "${" in self.url:
+            raise ValueError("url: expected no placeholders: they belong into body and headers")
         for name in (name for template in templates for name in _names_in(template)):
             if name not in self.placeholders:
                 known = ", ".join(sorted(self.placeholders))
@@ -158,19 +157,12 @@ class Config(PluginConfig):
 
     @model_validator(mode="after")
     def _fit(self) -> Config:
-        if not self.endpoints:
+        if self.authenticate is None and self.authorize is None:
             raise ValueError("expected authenticate or authorize, or both")
-        for end in self.endpoints:
-            parts = urlsplit(end.url)
-            if (
-                parts.scheme == "http"
-                and not self.allow_plain_http
-                and parts.hostname not in _LOCAL
-            ):
-                raise ValueError(
-                    f"found http to {parts.hostname}, expected https: passwords and answers "
-                    "would travel in the open (allow_plain_http: true)"
-                )
+        for key, end in (("authenticate", self.authenticate), ("authorize", self.authorize)):
+            if end is not None:
+                insist = "allow_plain_http: true"
+                check_url(f"{key}.url", end.url, plain=self.allow_plain_http, instead=insist)
         if (self.tls.cert is None) != (self.tls.key is None):
             raise ValueError("tls: expected cert and key, or neither")
         if self.timeout < 0.05:
@@ -178,10 +170,6 @@ class Config(PluginConfig):
         if self.connections < 1 or self.cache.entries < 1:
             raise ValueError("connections, cache.entries: expected 1 or more")
         return self
-
-    @property
-    def endpoints(self) -> list[EndpointConfig]:
-        return [end for end in (self.authenticate, self.authorize) if end is not None]
 
 
 class _Standing:

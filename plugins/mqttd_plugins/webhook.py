@@ -24,9 +24,8 @@ import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from mqttd.api import (
     BrokerServices,
@@ -42,6 +41,7 @@ from mqttd.api import (
     validate_topic_filter,
 )
 from mqttd_plugins._event_queue import EventQueue
+from mqttd_plugins._urls import check_headers, check_url
 
 SIGNATURE: Final = "X-Mqttd-Signature"
 MAX_BODY: Final = 1024 * 1024
@@ -70,7 +70,9 @@ Kind = Literal[
 
 class Config(PluginConfig):
     url: str
-    """Where events are posted: `http://` or `https://`."""
+    """Where events are posted: https://HOST/PATH; over http to this machine alone."""
+    allow_plain_http: bool = False
+    """Post over http, also to other machines than this one."""
     events: list[Kind] = ["connected", "disconnected", "refused"]
     """The kinds that are told."""
     topics: list[str] = ["#"]
@@ -81,7 +83,7 @@ class Config(PluginConfig):
     """A larger payload is left out, with its length in its place."""
     secret_file: FilePath | None = None
     """Holds the key of the signature; absent: nothing is signed."""
-    headers: dict[str, str] = {}
+    headers: dict[str, SecretStr] = {}
     """Sent along, for an API key, say."""
     ca: FilePath | None = None
     """Certificates (PEM) to trust instead of the system's."""
@@ -100,20 +102,6 @@ class Config(PluginConfig):
     retry_most: Duration = 60.0
     """The longest wait."""
 
-    @field_validator("url")
-    @classmethod
-    def _is_http(cls, value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            _ = parts.port
-        except ValueError as error:
-            raise ValueError(f"no URL: {error}") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("expected http://HOST/PATH or https://HOST/PATH")
-        if parts.username is not None or parts.password is not None:
-            raise ValueError("leave the password out of the URL: headers are for such things")
-        return value
-
     @field_validator("topics")
     @classmethod
     def _are_filters(cls, value: list[str]) -> list[str]:
@@ -124,20 +112,20 @@ class Config(PluginConfig):
                 raise ValueError(f"{topic_filter!r} is no topic filter: {error.detail}") from None
         return value
 
-    @field_validator("headers")
+    @field_validator("headers", mode="before")
     @classmethod
-    def _are_headers(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, text in value.items():
-            if name.lower() in _RESERVED_HEADERS:
-                raise ValueError(f"{name} is set by the plugin")
-            if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
-                raise ValueError(f"{name!r} is no name of a header")
-            if any(ord(character) < 32 for character in text):
-                raise ValueError(f"{name}: a control character in a header")
+    def _are_headers(cls, value: object) -> object:
+        if isinstance(value, dict):
+            check_headers("headers", value)
+            for name in value:
+                if name.lower() in _RESERVED_HEADERS:
+                    raise ValueError(f"headers: {name} is set by the plugin")
         return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
+        insist = "allow_plain_http: true"
+        check_url("url", self.url, plain=self.allow_plain_http, instead=insist)
         if not self.events:
             raise ValueError("events: none would ever be told")
         if self.timeout <= 0 or self.retry_first <= 0 or self.retry_most < self.retry_first:
@@ -280,7 +268,9 @@ class Webhook(Plugin[Config]):
     async def _post(self, body: bytes) -> tuple[int, float]:
         """Status of the answer, 0 for none, and for how long the service asks to be left alone."""
         aiohttp = _aiohttp()
-        headers = {**self.config.headers, "Content-Type": "application/json"}
+        own = self.config.headers.items()
+        headers = {name: text.get_secret_value() for name, text in own}
+        headers["Content-Type"] = "application/json"
         if self._secret is not None:
             headers[SIGNATURE] = f"sha256={sign(self._secret, body)}"
         try:

@@ -593,9 +593,9 @@ HERE = {"url": "http://127.0.0.1:1/x"}
     ("config", "told"),
     [
         ({}, "expected authenticate or authorize"),
-        ({"authenticate": {"url": "auth.example"}}, "expected https://host/path"),
-        ({"authenticate": {"url": "ftp://auth.example"}}, "expected https://host/path"),
-        ({"authenticate": {"url": "https://u:p@auth.example"}}, "credentials in headers"),
+        ({"authenticate": {"url": "auth.example"}}, "expected https://HOST/PATH"),
+        ({"authenticate": {"url": "ftp://auth.example"}}, "expected https://HOST/PATH"),
+        ({"authenticate": {"url": "https://u:p@auth.example"}}, "no credentials"),
         ({"authenticate": {"url": "https://a.example/${clientid}"}}, "expected no placeholders"),
         ({"authenticate": {"url": "http://auth.example/x"}}, "found http to auth.example"),
         ({"authenticate": {**HERE, "body": {"a": "${topic}"}}}, "found the placeholder 'topic'"),

@@ -421,10 +421,8 @@ async def test_without_aiohttp_it_says_what_to_install(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"url": "ftp://x.example/"}, "expected http://"),
-        ({"url": "http:///path"}, "expected http://"),
-        ({"url": "http://x.example:port/"}, "no URL"),
-        ({"url": "http://me:pw@x.example/"}, "password out of the URL"),
+        ({"url": "ftp://x.example/"}, "expected https://"),
+        ({"url": "http://x.example/"}, r"found http to x.example.*allow_plain_http: true"),
         ({"events": []}, "none would ever be told"),
         ({"events": ["born"]}, "'connected'"),
         ({"topics": ["a/#/b"]}, "no topic filter"),
@@ -441,6 +439,11 @@ async def test_without_aiohttp_it_says_what_to_install(monkeypatch: pytest.Monke
 def test_what_makes_no_sense_is_refused(config: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         Config.model_validate({"url": URL, **config})
+
+
+def test_plain_http_goes_elsewhere_where_the_configuration_insists() -> None:
+    config = Config(url="http://x.example/", allow_plain_http=True)
+    assert config.url == "http://x.example/"
 
 
 def test_what_is_told_by_default_is_who_comes_and_goes() -> None:
