@@ -34,7 +34,7 @@ Value = str | bytes | bytearray | int | float | None
 Row = tuple[Value, ...]
 
 STATE_BITS: Final = 2
-MESSAGE_WIDTH: Final = 8
+MESSAGE_WIDTH: Final = 9
 DELIVERY_WIDTH: Final = 10
 _EMPTY: Final = bytearray()
 
@@ -143,6 +143,7 @@ class Encoder:
                 bytearray(message.properties) if message.properties else _EMPTY,
                 expires_at + self._shift if expires_at else 0.0,
                 stored_at,
+                message.origin,
             )
         for row, count in counts.items():
             changes.refs += (row, count)

@@ -32,10 +32,10 @@ _STATE: Final = (1 << STATE_BITS) - 1
 FIRST: Final = -(1 << 62)
 """Below every serial."""
 
-PageRow = tuple[int, int, int, int, int, int, bytes, str, bytes, int, int, bytes, float]
+PageRow = tuple[int, int, int, int, int, int, bytes, str, bytes, int, int, bytes, float, str]
 _PAGE: Final = (
     "SELECT d.serial, d.message, d.shared, d.state, d.qos, d.retain, d.identifiers,"
-    " m.topic, m.payload, m.qos, m.retain, m.properties, m.expires_at"
+    " m.topic, m.payload, m.qos, m.retain, m.properties, m.expires_at, m.origin"
     " FROM deliveries AS d CROSS JOIN messages AS m ON m.id = d.message WHERE d.serial IN ("
 )
 
@@ -310,15 +310,15 @@ def _read_windows(
         message = messages.get(number)
         if message is None:
             row = db.execute(
-                "SELECT topic, payload, qos, retain, properties, expires_at FROM messages"
+                "SELECT topic, payload, qos, retain, properties, expires_at, origin FROM messages"
                 " WHERE id = ?",
                 (number,),
             ).fetchone()
             if row is None:
                 raise sqlite3.DatabaseError(f"is damaged: delivery {serial} has lost its message")
-            topic, payload, its_qos, its_retain, properties, expires_at = row
+            topic, payload, its_qos, its_retain, properties, expires_at, origin = row
             message = _message(
-                topic, payload, its_qos, bool(its_retain), properties, instant(expires_at), ""
+                topic, payload, its_qos, bool(its_retain), properties, instant(expires_at), origin
             )
             if shared:
                 messages[number] = message
@@ -352,13 +352,14 @@ def read_page(db: sqlite3.Connection, serials: Sequence[int], most_bytes: int) -
 def deliveries_of(rows: Iterable[PageRow], offset: float) -> list[Delivery]:
     """What `read_page` read, as the core's objects."""
     found: list[Delivery] = []
-    topics: dict[str, str] = {}  # one object for all messages of a topic
+    names: dict[str, str] = {}  # one object for all messages of a topic, of a publisher
     for row in rows:
         serial, number, shared, state, qos, retain, identifiers = row[:7]
-        topic, payload, its_qos, its_retain, properties, expires_at = row[7:]
-        topic = topics.setdefault(topic, topic)
+        topic, payload, its_qos, its_retain, properties, expires_at, origin = row[7:]
+        topic = names.setdefault(topic, topic)
+        origin = names.setdefault(origin, origin)
         at = _instant(expires_at, offset)
-        message = _message(topic, payload, its_qos, bool(its_retain), properties, at, "")
+        message = _message(topic, payload, its_qos, bool(its_retain), properties, at, origin)
         found.append(
             stored_delivery(
                 message,

@@ -144,6 +144,7 @@ def delivery_state(delivery: Delivery) -> tuple[object, ...]:
         message.topic,
         message.payload,
         message.properties,
+        message.origin,
         delivery.packet_id,
         delivery.state,
         delivery.qos,

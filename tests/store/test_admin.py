@@ -67,7 +67,7 @@ def test_an_empty_database(tmp_path: Path) -> None:
 BROKEN = {
     "delivery-without-message": ("DELETE FROM messages WHERE id = 2", 2, "message 2"),
     "message-without-delivery": (
-        "INSERT INTO messages VALUES (7, 't', x'', 1, 0, x'', 0, 0)",
+        "INSERT INTO messages VALUES (7, 't', x'', 1, 0, x'', 0, 0, '')",
         1,
         "message 7",
     ),

@@ -2,7 +2,8 @@
 
 `v1/` holds what kill -9 left of a broker of schema version 1: the file, and a log with commits that
 were not copied into it yet. It was made by that broker's own code, as of commit a56336a, and is
-never made again.
+never made again. `v2/` is the same of version 2, as of commit e05c628: messages without their
+publisher.
 """
 
 import contextlib
@@ -29,20 +30,30 @@ TABLES_OF_1 = (
 )
 
 
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
-    """A file of version 1 with its log."""
-    path = tmp_path / "old" / "mqttd.db"
-    path.parent.mkdir()
-    for packed in (Path(__file__).parent / "v1").iterdir():
-        (path.parent / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
+def unpacked(name: str, place: Path) -> Path:
+    """A file of an old version with its log."""
+    path = place / "mqttd.db"
+    place.mkdir()
+    for packed in (Path(__file__).parent / name).iterdir():
+        (place / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
     return path
 
 
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    return unpacked("v1", tmp_path / "old")
+
+
 def rows_of(path: Path) -> dict[str, list[Any]]:
-    """Every row of the tables that version 1 has."""
+    """Every row of the tables that version 1 has, in the columns that it has."""
+    found: dict[str, list[Any]] = {}
     with contextlib.closing(sqlite3.connect(path)) as db:
-        return {name: db.execute(f"SELECT * FROM {name}").fetchall() for name in TABLES_OF_1}
+        for name in TABLES_OF_1:
+            columns = "*"
+            if name == "messages":
+                columns = "id, topic, payload, qos, retain, properties, expires_at, stored_at"
+            found[name] = db.execute(f"SELECT {columns} FROM {name}").fetchall()
+    return found
 
 
 def version_of(path: Path) -> int:
@@ -145,7 +156,7 @@ def test_killed_in_the_middle_it_is_what_it_was(old: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(schema, "STEPS", steps)
         with Disk(old):
-            assert seen == [1] * (len(schema.v2.STATEMENTS) + 1)
+            assert seen == [1] * (len(schema.v2.STATEMENTS) + len(schema.v3.STATEMENTS) + 2)
             done = copy_of(old)
     assert version_of(done) == schema.VERSION
     assert rows_of(done) == before
@@ -179,7 +190,7 @@ def test_before_the_broker_has_seen_it(old: Path, tmp_path: Path) -> None:
         f"it will be migrated from schema 1 to {schema.VERSION} at the next start;"
         " until then only its pages can be checked"
     ]
-    with pytest.raises(Unusable, match="has schema 1, and only 2 can be counted; the next start"):
+    with pytest.raises(Unusable, match="has schema 1, and only 3 can be counted; the next start"):
         admin.stats(old)
     assert backup(old, tmp_path / "backup.db")["schema_version"] == 1
     assert contents(old) == before
@@ -187,3 +198,22 @@ def test_before_the_broker_has_seen_it(old: Path, tmp_path: Path) -> None:
     assert version_of(tmp_path / "backup.db") == 1
     with Disk(tmp_path / "backup.db") as copy, Disk(old) as disk:
         assert state_of(copy) == state_of(disk)
+
+
+def test_a_file_of_version_2_learns_who_published_what_comes_from_now_on(tmp_path: Path) -> None:
+    old = unpacked("v2", tmp_path / "old")
+    assert version_of(copy_of(old)) == 2
+    before = rows_of(copy_of(old))
+    with Disk(old) as disk:
+        assert disk.broker.tables.rows == {"bans": {"client": b"1"}}
+        disk.client("later").publish("a/1", b"new", qos=1)
+        disk.commit()
+        with disk.crash() as other:
+            found = other.queued(other.broker.sessions["away"])
+            told = [(each.message.payload, each.message.origin) for each in found]
+            assert told == [(b"queued", ""), (b"new", "later")]
+            assert_sound(other)
+    after = rows_of(old)
+    assert version_of(old) == schema.VERSION
+    for name in ("messages", "deliveries", "retained", "subscriptions"):
+        assert set(before[name]) <= set(after[name])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mqttd.store import admin, view
+from mqttd.store import admin, schema, view
 from tests.store.database import (
     NOW,
     ROWS,
@@ -29,7 +29,7 @@ def test_the_text_of_a_check(tmp_path: Path) -> None:
     path = create(tmp_path / "mqttd.db", *ROWS)
     size = view.size(path.stat().st_size)
     assert view.check_lines(admin.check(path)) == [
-        f"{path}: good, 17 checks (schema 2, {size}, not in use)"
+        f"{path}: good, 17 checks (schema {schema.VERSION}, {size}, not in use)"
     ]
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("DELETE FROM messages WHERE id = 2")
@@ -40,7 +40,7 @@ def test_the_text_of_a_check(tmp_path: Path) -> None:
         "    2 times, for example message 2",
         "will-without-session: a will belongs to nobody",
         r"    once: client x\x1b[2J",
-        f"{path}: bad, 2 kinds of finding (schema 2, {size}, not in use)",
+        f"{path}: bad, 2 kinds of finding (schema {schema.VERSION}, {size}, not in use)",
     ]
     set_version(path, 7)
     with live(path):

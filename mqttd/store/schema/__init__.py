@@ -15,11 +15,11 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-from mqttd.store.schema import v1, v2
+from mqttd.store.schema import v1, v2, v3
 
 APPLICATION_ID: Final = 0x6D717474  # "mqtt", where file(1) and we look for it
 
-STEPS: Final[tuple[tuple[str, ...], ...]] = (v1.STATEMENTS, v2.STATEMENTS)
+STEPS: Final[tuple[tuple[str, ...], ...]] = (v1.STATEMENTS, v2.STATEMENTS, v3.STATEMENTS)
 VERSION: Final = len(STEPS)
 
 _SET_VERSION: Final = "INSERT OR REPLACE INTO meta VALUES ('schema', ?)"
