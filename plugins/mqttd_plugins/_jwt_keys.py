@@ -3,7 +3,7 @@
 Owns: `KeyRing` (which key for a key id and an algorithm), reading secrets, PEM files and JWKS, and
 `RemoteKeys`, a JWKS behind a URL with its cache.
 
-Must not know: tokens beyond those two words of their header, claims, clients.
+Must not know: HTTP (`_http_fetch`), tokens beyond those two words of their header, claims, clients.
 
 Invariants:
 - A key serves only algorithms of its own kind: the public key of RSA is never the secret of an
@@ -21,15 +21,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import http.client
 import json
-import ssl
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import jwt
 from cryptography import x509
@@ -38,6 +33,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 
 from mqttd.api import BrokerServices, Timer
+from mqttd_plugins._http_fetch import Unfetched, fetch
 
 RSA: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
 HMAC: Final[Mapping[str, int]] = {"HS256": 32, "HS384": 48, "HS512": 64}
@@ -256,48 +252,10 @@ class RemoteKeys:
             self._timer = self._broker.call_later(wait_s, self._try)
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: Any,
-        newurl: str,
-    ) -> None:
-        """The keys come from where the operator said, and from nowhere else."""
-
-
 def _fetch(url: str, authorities: Path | None, timeout_s: float) -> KeyRing:
-    """In a thread. `timeout_s` is for all of it, a server that drips included."""
-    until = time.monotonic() + timeout_s
-    where = url.partition("?")[0]  # what stands behind it may be secret
-    request = urllib.request.Request(url, headers={"Accept": "application/json"})
+    """In a thread."""
     try:
-        with _opener(url, authorities).open(request, timeout=timeout_s) as response:
-            if response.status != 200:
-                raise KeyProblem(f"{where}: answered {response.status}, expected 200")
-            raw = b""
-            while chunk := response.read1(65536):
-                raw += chunk
-                if len(raw) > _LARGEST_SET:
-                    raise KeyProblem(f"{where}: more than {_LARGEST_SET} bytes")
-                if time.monotonic() > until:
-                    raise KeyProblem(f"{where}: not all of it within {timeout_s:g} s")
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise KeyProblem(f"{where}: answered {error.code}, expected 200") from None
-    except urllib.error.URLError as error:
-        raise KeyProblem(f"{where}: {error.reason}") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise KeyProblem(f"{where}: {error or type(error).__name__}") from None
-    return ring_of_set(raw, where)
-
-
-def _opener(url: str, authorities: Path | None) -> urllib.request.OpenerDirector:
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _NoRedirect()]
-    if url.startswith("https:"):
-        context = ssl.create_default_context(cafile=authorities)
-        handlers.append(urllib.request.HTTPSHandler(context=context))
-    return urllib.request.build_opener(*handlers)
+        raw = fetch(url, authorities, timeout_s, _LARGEST_SET)
+    except Unfetched as error:
+        raise KeyProblem(str(error)) from None
+    return ring_of_set(raw, url.partition("?")[0])

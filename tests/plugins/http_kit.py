@@ -1,5 +1,6 @@
-"""An HTTP service on a free port of loopback that answers as the test says."""
+"""An HTTP service on a free port of loopback that answers as the test says, or talks by hand."""
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -8,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Service:
@@ -75,3 +77,33 @@ async def served(context: ssl.SSLContext | None = None) -> AsyncIterator[Service
         yield service
     finally:
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def talking(talk: Talk, context: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """Bytes by hand on a free port of loopback."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await talk(reader, writer)
+        except ConnectionError:
+            pass
+        finally:
+            writer.transport.abort()
+
+    made = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with made:
+        yield made.sockets[0].getsockname()[1]
+
+
+def dripping(start: bytes, drop: bytes) -> Talk:
+    """Begins, and then says one thing again and again, never done."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(start)
+        while True:
+            writer.write(drop)
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    return talk

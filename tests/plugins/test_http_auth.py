@@ -25,7 +25,7 @@ from mqttd.api import (
     reason_codes,
 )
 from mqttd.testing import StandIn, settled
-from tests.plugins.http_kit import Service, served
+from tests.plugins.http_kit import Service, dripping, served, talking
 from tests.tls import Authority
 
 WALL = 1_900_000_000.0
@@ -253,6 +253,15 @@ async def test_what_no_rule_decides_is_asked() -> None:
 
 
 GRANTED = "http_auth: the service has granted a subscription to it"
+
+
+async def test_a_service_that_drips_has_one_limit_for_all_of_its_answer() -> None:
+    async with talking(dripping(b"HTTP/1.1 200 OK\r\nX: ", b"x")) as port:
+        end = {"url": f"http://127.0.0.1:{port}/x"}
+        plugin, broker = await started(authenticate=end, timeout="100ms")
+        assert await login(plugin) == UNAVAILABLE
+        assert broker.counts["failures"] == 1
+        await plugin.stop()
 
 
 async def test_deliveries_follow_the_subscriptions_that_were_granted() -> None:

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from mqttd.api import CONNECTED, DELIVERED, DISCONNECTED, PUBLISHED, SUBSCRIBED, Event
 from mqttd.testing import StandIn
+from tests.plugins.http_kit import dripping, talking
 
 URL = "http://127.0.0.1:1/hook"
 
@@ -376,18 +377,12 @@ async def test_redirects_are_not_followed_and_no_service_is_a_failure(
     await plugin.stop()
 
 
-async def test_a_service_that_hangs_is_given_up() -> None:
-    release = asyncio.Event()
-
-    async def hook(request: web.Request) -> web.Response:
-        await release.wait()
-        return web.Response()
-
-    async with serving(hook) as server:
-        config = Config(url=str(server.make_url("/hook")), timeout=0.05)
+@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX: "], ids=["status", "header"])
+async def test_a_service_that_drips_is_given_up(start: bytes) -> None:
+    async with talking(dripping(start, b"x")) as port:
+        config = Config(url=f"http://127.0.0.1:{port}/", timeout=0.05)
         plugin = cast(Webhook, await StandIn("webhook").start(Webhook, config))
         assert await plugin._post(b"{}") == (0, 0.0)
-        release.set()
         await plugin.stop()
 
 
