@@ -224,7 +224,7 @@ def _flood(options: argparse.Namespace) -> int:
 
         save.write(options.save, settings, options.strict, options.fail_on)
     factory = factory_of(options.loop)
-    warnings = limits.prepare(settings.devices + settings.subscribers)
+    warnings = limits.prepare([settings.devices, settings.subscribers], [])
     for text in warnings:
         print(f"device_sim: warning: {text}", file=sys.stderr)
 

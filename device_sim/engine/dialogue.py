@@ -118,6 +118,10 @@ class Dialogue:
                 self.unanswered += 1
                 self._next(feed)
 
+    def close(self) -> None:
+        """The run is over: what is still open stays unanswered."""
+        self.unanswered += sum(each.feed.open_request >= 0 for each in self.asking)
+
     def _hear(self, arrival: Arrival, correlation: bytes) -> None:
         number = int.from_bytes(correlation, "big")
         for each in self.asking:

@@ -4,6 +4,7 @@ from typing import Any
 
 from device_sim.engine.course import Sample
 from device_sim.engine.flood import Flood
+from device_sim.engine.limits import peak_memory
 from device_sim.engine.plan import VERSIONS, Settings
 from device_sim.results.result import Connects, Point, Result, Scenario, Throughput, environment
 
@@ -27,6 +28,7 @@ def flood_result(flood: Flood, strict: bool, warnings: list[str]) -> Result:
             held_back=flood.held_back,
             written_off=flood.written_off,
             generator_cpu=flood.cpu_s / flood.publish_s if flood.publish_s else 0.0,
+            generator_memory=peak_memory(),
         ),
         connect=Connects(seconds=flood.connect_s),
         series=[point(sample) for sample in flood.series],

@@ -235,6 +235,8 @@ class Run(Course):
             for what, count in device.client.violations.items():
                 self.around.violations[what] = self.around.violations.get(what, 0) + count
         for dialogue in self.fleet.dialogues:
+            if not self.broken_off:
+                dialogue.close()
             self.round_trips.merge(dialogue.round_trips)
             self.unanswered += dialogue.unanswered
         self.violations = self.around.violations

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from device_sim.engine.flood_result import point
+from device_sim.engine.limits import peak_memory
 from device_sim.engine.run import Run
-from device_sim.results.result import Connects, Result, Scenario, Throughput, environment
+from device_sim.results.result import (
+    Connects,
+    Incidents,
+    Requests,
+    Result,
+    Scenario,
+    Throughput,
+    environment,
+)
 
 
 def run_result(run: Run, file: str, scale: float, strict: bool, warnings: list[str]) -> Result:
-    """Everything about a run that is over, yet to be judged."""
+    """Everything about a run, or a part of one, that is over; yet to be judged.
+
+    `remarks` are left to whoever has the whole run.
+    """
     scenario = run.scenario
     feeds = [feed for device in run.everybody for feed in device.feeds]
     paced = [feed for feed in feeds if feed.paced]
@@ -36,12 +48,18 @@ def run_result(run: Run, file: str, scale: float, strict: bool, warnings: list[s
             held_back=sum(feed.held_back + len(feed.dues) for feed in feeds),
             written_off=sum(feed.written_off for feed in feeds),
             generator_cpu=run.cpu_s / run.publish_s if run.publish_s else 0.0,
+            generator_memory=peak_memory(),
         ),
         connect=Connects(seconds=run.connect_s, failed=run.failed_connects),
+        incidents=Incidents(
+            lost_connections=run.lost_connections,
+            first_lost=run.lost_words,
+            skipped_offline=sum(feed.skipped for feed in feeds),
+        ),
         stages=run.stages,
         faults=run.faults,
         series=[point(sample) for sample in run.series],
-        warnings=warnings + remarks(run),
+        warnings=warnings,
     )
     result.verdict.strict = strict
     result.verdict.broken_off = run.broken_off
@@ -51,30 +69,27 @@ def run_result(run: Run, file: str, scale: float, strict: bool, warnings: list[s
     if run.ledger.paced:
         result.measure("from_intended", run.ledger.from_intended)
         result.measure("pacing_lag", run.pacing_lag)
-    if run.round_trips.count:
+    if any(group.request for group in scenario.chosen([])):
+        result.requests = Requests(answered=run.round_trips.count, unanswered=run.unanswered)
         result.measure("round_trip", run.round_trips)
     return result
 
 
-def remarks(run: Run) -> list[str]:
-    """What a reader of the verdict has to know besides."""
+def remarks(result: Result) -> list[str]:
+    """What a reader of the verdict has to know besides; of the whole run, once it is merged."""
     found = []
-    if run.lost_connections:
+    incidents = result.incidents
+    if incidents.lost_connections:
         found.append(
-            f"{run.lost_connections} connections were lost without the scenario's doing; "
-            f"the first: {run.lost_words}"
+            f"{incidents.lost_connections} connections were lost without the scenario's doing; "
+            f"the first: {incidents.first_lost}"
         )
-    if run.unanswered:
-        found.append(f"{run.unanswered} requests were not answered in time")
-    corrupted = sum(proxy.corrupted for proxy in run.proxies.values())
-    if corrupted:
+    if result.requests is not None and result.requests.unanswered:
+        found.append(f"{result.requests.unanswered} requests were not answered in time")
+    if incidents.skipped_offline:
         found.append(
-            f"{corrupted} pieces were corrupted on purpose: what that broke is told as broken"
-        )
-    skipped = sum(feed.skipped for device in run.everybody for feed in device.feeds)
-    if skipped:
-        found.append(
-            f"{skipped} messages came due while their device was offline, and were not sent"
+            f"{incidents.skipped_offline} messages came due while their device was offline, "
+            "and were not sent"
         )
     return found
 

@@ -77,8 +77,9 @@ def _run(options: argparse.Namespace) -> int:
     except ScenarioError as error:
         raise UsageError(str(error)) from None
     terms = _terms(scenario, options.fail_on)
-    carried = sum(group.count for group in scenario.carried())
-    warnings = limits.prepare(sum(group.count for group in scenario.groups), carried)
+    counts = [group.count for group in scenario.groups]
+    carried = [group.count for group in scenario.carried()]
+    warnings = limits.prepare(counts, carried, options.workers)
     for text in warnings:
         print(f"device_sim: warning: {text}", file=sys.stderr)
     with progress.view(options.quiet) as view:
@@ -100,16 +101,19 @@ def _terms(scenario: Scenario, texts: list[str]) -> list[Threshold]:
 def _result(
     scenario: Scenario, options: argparse.Namespace, warnings: list[str], view: Plain
 ) -> Result:
-    from device_sim.engine.run_result import run_result
+    from device_sim.engine.run_result import remarks, run_result
     from device_sim.engine.workers import share_out
 
     factory = factory_of(options.loop)
     if options.workers > 1:
         with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(share_out(scenario, options, warnings, view))
-    with asyncio.Runner(loop_factory=factory) as runner:
-        run = runner.run(_alone(scenario, view))
-    return run_result(run, options.scenario, options.scale, options.strict, warnings)
+            result = runner.run(share_out(scenario, options, warnings, view))
+    else:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            run = runner.run(_alone(scenario, view))
+        result = run_result(run, options.scenario, options.scale, options.strict, warnings)
+    result.warnings += remarks(result)
+    return result
 
 
 async def _alone(scenario: Scenario, view: Plain) -> Run:

@@ -17,7 +17,7 @@ scenario starts one, belongs to the parent: what several workers ask of it is do
 
 Invariants: a worker that dies takes nobody with it, the run is broken off and the others' results
 are merged; a parent that dies ends its workers, since their input ends. Counts and histograms are
-merged exactly (`result.merge`), the verdict is judged once, on the whole.
+merged exactly (`results.merging`), the verdict is judged once, on the whole.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from device_sim.engine.run import Run
 from device_sim.engine.run_result import run_result
 from device_sim.language.load import elsewhere, load
 from device_sim.language.scenario import Scenario
-from device_sim.results.result import Result, merge
+from device_sim.results.merging import merge
+from device_sim.results.result import Result
 
 LINE_LIMIT: Final = 1 << 28
 LEAD_S: Final = 0.05

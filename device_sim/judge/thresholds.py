@@ -6,11 +6,13 @@ A term is `name operator number unit` and describes what must not be. Names are
                           with `%` it is a share of `sent`
     p50, p99.9, mean, max latency, in `us`, `ms` or `s`: from the intended send in a paced run, from
                           the actual one in a closed loop. `sent.p99` is always from the actual
-                          one, `connect.p99` is the time to CONNACK
+                          one, `connect.p99` is the time to CONNACK, `round_trip.p99` that from a
+                          request to its response
+    unanswered            requests that had no response in time
     rate                  messages sent per second
 
 A latency of which nothing was measured breaks its term, and so does `lost` where nobody was owed
-anything: silence is no proof.
+anything, and `unanswered` where nobody asked: silence is no proof.
 
 Pure: reads the finished numbers through `Figures`, which the report fills.
 """
@@ -26,7 +28,9 @@ _TERM: Final = re.compile(
     r"\s*([a-z0-9_.]+)\s*(>=|<=|==|!=|>|<)\s*([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s|%)?\s*"
 )
 _COUNT: Final = re.compile(rf"({'|'.join(CLASSES)})(?:\.qos([012]))?")
-_TIME: Final = re.compile(r"(?:(sent|connect)\.)?(?:p([0-9]{1,2}(?:\.[0-9]+)?)|(mean|max))")
+_TIME: Final = re.compile(
+    r"(?:(sent|connect|round_trip)\.)?(?:p([0-9]{1,2}(?:\.[0-9]+)?)|(mean|max))"
+)
 _UNITS_US: Final = {"us": 1.0, "ms": 1e3, "s": 1e6}
 _COMPARE: Final[dict[str, Callable[[float, float], bool]]] = {
     ">": lambda left, right: left > right,
@@ -42,13 +46,23 @@ class Figures:
     """What thresholds can be set on."""
 
     def __init__(
-        self, verdict: Verdict, latency: Histogram, sent: Histogram, connect: Histogram, rate: float
+        self,
+        verdict: Verdict,
+        latency: Histogram,
+        sent: Histogram,
+        connect: Histogram,
+        rate: float,
+        round_trip: Histogram,
+        unanswered: int | None,
     ) -> None:
+        """`unanswered` is None in a run without requests."""
         self.verdict = verdict
         self.latency = latency
         self.sent = sent
         self.connect = connect
         self.rate = rate
+        self.round_trip = round_trip
+        self.unanswered = unanswered
 
 
 class Threshold:
@@ -69,7 +83,7 @@ class Threshold:
         elif counted is not None:
             if self.unit not in (None, "%"):
                 raise ValueError(f"{self.text!r} counts messages: no unit, or %")
-        elif self.name != "rate" or self.unit is not None:
+        elif self.name not in ("rate", "unanswered") or self.unit is not None:
             raise ValueError(f"{self.text!r}: nothing is called {self.name!r}")
 
     def value(self, figures: Figures) -> float:
@@ -90,11 +104,16 @@ class Threshold:
             if self.unit == "%":
                 return 100.0 * count / max(1, figures.verdict.sum("sent", qos))
             return count
-        return figures.rate
+        return figures.rate if self.name == "rate" else float(figures.unanswered or 0)
 
     def _histogram(self, figures: Figures) -> Histogram:
         source = self.name.partition(".")[0]
-        return {"sent": figures.sent, "connect": figures.connect}.get(source, figures.latency)
+        named = {
+            "sent": figures.sent,
+            "connect": figures.connect,
+            "round_trip": figures.round_trip,
+        }
+        return named.get(source, figures.latency)
 
     def broken(self, figures: Figures) -> str:
         """What is wrong, in words, or nothing."""
@@ -103,6 +122,8 @@ class Threshold:
         counted = _COUNT.fullmatch(self.name)
         if counted is not None and counted[1] == "lost" and not figures.verdict.sum("sent"):
             return f"{self.text}: nobody was owed anything"
+        if self.name == "unanswered" and not (figures.unanswered or figures.round_trip.count):
+            return f"{self.text}: nobody asked anything"
         value = self.value(figures)
         if not _COMPARE[self.operator](value, self.bound):
             return ""

@@ -99,8 +99,8 @@ def _plan(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
     found = forecast(scenario)
-    carried = sum(group.count for group in scenario.carried())
-    for text in limits.prepare(found.connections, carried):
+    carried = [group.count for group in scenario.carried()]
+    for text in limits.prepare([group.count for group in scenario.groups], carried):
         print(f"device_sim: warning: {text}", file=sys.stderr)
     if options.json:
         print(json.dumps(dataclasses.asdict(found), indent=1))

@@ -102,6 +102,7 @@ def compare(before: Result, after: Result, tolerance: float) -> list[Row]:
         ("from_intended", "latency from intended send"),
         ("from_sent", "latency from actual send"),
         ("connect", "connect to CONNACK"),
+        ("round_trip", "request to response"),
     ):
         rows += _latencies(words, before.histogram(name), after.histogram(name), tolerance)
     return rows

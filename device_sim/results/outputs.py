@@ -25,6 +25,9 @@ def add_outputs(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument("--report", metavar="FILE", help="one HTML page with plots")
     parser.add_argument("--csv", metavar="FILE", help="a line for each second")
+    parser.add_argument(
+        "--save-hgrm", metavar="FILE", help="latencies by percentile, for HdrHistogram's plotters"
+    )
     parser.add_argument("--junit", metavar="FILE", help="the promises as JUnit test cases")
 
 
@@ -46,6 +49,11 @@ def write(result: "Result", options: argparse.Namespace) -> None:
         from device_sim.results.export import csv_series
 
         _store("--csv", options.csv, csv_series(result))
+    if options.save_hgrm is not None:
+        from device_sim.results import hgrm
+
+        for name, text in hgrm.files(options.save_hgrm, result).items():
+            _store("--save-hgrm", name, text)
     if options.junit is not None:
         from device_sim.results.export import junit
 

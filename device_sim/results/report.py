@@ -70,6 +70,7 @@ def latency_rows(report: Document) -> list[list[str]]:
         ("from intended send", report["latency_us"]["from_intended"]),
         ("from actual send", report["latency_us"]["from_sent"]),
         ("connect to CONNACK", report["connect"]["latency_us"]),
+        ("request to response", (report["requests"] or {}).get("round_trip_us")),
     )
     for title, numbers in sources:
         if numbers is not None and numbers["count"]:
@@ -105,10 +106,14 @@ def fault_rows(report: Document) -> list[list[str]]:
 def remarks(report: Document) -> list[str]:
     """What else a reader should know, a sentence each."""
     throughput = report["throughput"]
+    workers = report["scenario"]["workers"]
+    who = f"the busiest of {workers} processes" if workers > 1 else "this process"
     found = [
         f"sent {throughput['sent']:,} in {throughput['publish_s']:.2f} s: "
         f"{throughput['sent_per_s']:,.0f}/s, received {throughput['received_per_s']:,.0f}/s; "
-        f"this process used {throughput['generator_cpu']:.0%} of a core"
+        f"{who} used {throughput['generator_cpu']:.0%} of a core"
+        + (", they had " if workers > 1 else " and ")
+        + f"{throughput['generator_memory'] / 1e6:,.0f} MB of memory"
     ]
     asked = throughput["asked_per_s"]
     if asked is not None:

@@ -6,9 +6,9 @@ inverses. The layout is published as a JSON Schema (docs/reference/result.schema
 holds its name and a number, which grows when a key changes its meaning or goes. New keys may come
 at any time, therefore readers skip those they don't know.
 
-Results of several processes that drove parts of one run are merged exactly: every number here is a
-sum, an extreme, or a histogram of which the sum can be made. Percentiles, rates and the verdict are
-derived, by `summarise` and `judge`, and are never merged.
+Every number here is a sum, an extreme, or a histogram of which the sum can be made, so that results
+of several processes that drove parts of one run can be merged exactly, see `merging`. Percentiles,
+rates and the verdict are derived, by `summarise` and `judge`, and are never merged.
 
 Knows no socket, no clock and no engine. Times are seconds since the run began (`at_s`), durations
 in histograms are microseconds.
@@ -16,7 +16,6 @@ in histograms are microseconds.
 
 import os
 import platform
-from collections.abc import Iterable
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -181,6 +180,9 @@ class Throughput(Part):
     held_back: int = Field(default=0, description="due but never sent")
     written_off: int = Field(default=0, description="deliveries that were no longer waited for")
     generator_cpu: float = Field(default=0.0, description="share of a core; of the busiest process")
+    generator_memory: int = Field(
+        default=0, description="bytes: the peak of resident memory, of all processes together"
+    )
     generator_bound: bool = False
     pacing_lag_us: Summary | None = None
 
@@ -201,6 +203,24 @@ class Connects(Part):
     seconds: float = 0.0
     failed: int = 0
     latency_us: Summary = Field(default_factory=dict)
+
+
+class Requests(Part):
+    """Commands and their responses."""
+
+    answered: int = 0
+    unanswered: int = Field(default=0, description="no response in time, or until the end")
+    round_trip_us: Summary = Field(default_factory=dict)
+
+
+class Incidents(Part):
+    """What befell the run besides its deliveries."""
+
+    lost_connections: int = Field(default=0, description="without the scenario's doing")
+    first_lost: str = Field(default="", description="the first of them, in words")
+    skipped_offline: int = Field(
+        default=0, description="messages that came due while their device was offline"
+    )
 
 
 def environment(loop: str) -> dict[str, Any]:
@@ -239,6 +259,8 @@ class Result(Part):
     throughput: Throughput = Field(default_factory=Throughput)
     latency_us: Latencies = Field(default_factory=Latencies)
     connect: Connects = Field(default_factory=Connects)
+    requests: Requests | None = Field(default=None, description="null: nobody asks anything")
+    incidents: Incidents = Field(default_factory=Incidents)
     histograms: dict[str, Distribution] = Field(default_factory=dict)
     stages: list[Stage] = Field(default_factory=list)
     faults: list[Fault] = Field(default_factory=list)
@@ -280,6 +302,8 @@ class Result(Part):
             summary(self.histogram("from_intended")) if "from_intended" in self.histograms else None
         )
         self.connect.latency_us = summary(self.histogram("connect"))
+        if self.requests is not None:
+            self.requests.round_trip_us = summary(self.histogram("round_trip"))
 
     def judge(self, thresholds: list[Threshold]) -> int:
         """Derive everything that is derived, the verdict last; the exit code."""
@@ -293,6 +317,8 @@ class Result(Part):
             self.histogram("from_sent"),
             self.histogram("connect"),
             self.throughput.sent_per_s,
+            self.histogram("round_trip"),
+            self.requests.unanswered if self.requests is not None else None,
         )
         failed = [text for text in (each.broken(figures) for each in thresholds) if text]
         verdict = self.verdict
@@ -368,39 +394,6 @@ def summary(histogram: Histogram) -> Summary:
     return found
 
 
-def merge(parts: Iterable[Result]) -> Result:
-    """One result of several that were parts of the same run; `judge` it afterwards.
-
-    Counts and histograms are summed, times are those of the part that took longest, and the seconds
-    of the series are joined by their whole number. What describes the run is taken from the first.
-    """
-    results = list(parts)
-    merged = results[0].model_copy(deep=True)
-    for other in results[1:]:
-        for name, counts in other.totals.items():
-            _add(merged.totals.setdefault(name, dict.fromkeys(CLASSES, 0)), counts)
-        merged.tracks += other.tracks
-        _add(merged.strays, other.strays)
-        _add(merged.violations, other.violations)
-        for name, distribution in other.histograms.items():
-            merged.histograms[name] = _sum(merged.histograms.get(name), distribution)
-        _add_throughput(merged.throughput, other.throughput)
-        merged.connect.seconds = max(merged.connect.seconds, other.connect.seconds)
-        merged.connect.failed += other.connect.failed
-        merged.troubled_count += other.troubled_count
-        merged.verdict.broken_off = merged.verdict.broken_off or other.verdict.broken_off
-    merged.scenario.workers = sum(each.scenario.workers for each in results)
-    merged.troubled = sorted(
-        (stream for each in results for stream in each.troubled),
-        key=lambda stream: (-trouble(stream.counts()), stream.publisher, stream.stream),
-    )[:TROUBLED]
-    merged.warnings = list(dict.fromkeys(text for each in results for text in each.warnings))
-    merged.faults = _joined_faults(results)
-    merged.series = _joined_series(results)
-    merged.summarise()
-    return merged
-
-
 def trouble(counts: Counts) -> int:
     """How many messages were anything but received once, in order and intact."""
     return Tally.of(0, counts).trouble()
@@ -417,81 +410,3 @@ def _stream(outcome: Outcome) -> Stream:
             **outcome.numbers(),
         }
     )
-
-
-def _add(into: Counts, counts: Counts) -> None:
-    for name, count in counts.items():
-        into[name] = into.get(name, 0) + count
-
-
-def _sum(one: Distribution | None, other: Distribution) -> Distribution:
-    if one is None:
-        return other.model_copy(deep=True)
-    histogram = one.histogram()
-    histogram.merge(other.histogram())
-    return Distribution.of(histogram)
-
-
-def _add_throughput(into: Throughput, other: Throughput) -> None:
-    if other.asked_per_s is not None:
-        into.asked_per_s = (into.asked_per_s or 0.0) + other.asked_per_s
-    into.sent += other.sent
-    into.received += other.received
-    into.publish_s = max(into.publish_s, other.publish_s)
-    into.settle_s = max(into.settle_s, other.settle_s)
-    into.held_back += other.held_back
-    into.written_off += other.written_off
-    into.generator_cpu = max(into.generator_cpu, other.generator_cpu)
-
-
-def _joined_faults(results: list[Result]) -> list[Fault]:
-    """The time line of all: what several parts did at one moment is one entry."""
-    joined: list[Fault] = []
-    for result in results:
-        before = len(joined)
-        for fault in result.faults:
-            known = next((each for each in joined[:before] if _is_same(each, fault)), None)
-            if known is None:
-                joined.append(fault.model_copy())
-                continue
-            known.at_s = min(known.at_s, fault.at_s)
-            known.devices += fault.devices
-            if fault.until_s is not None:
-                known.until_s = max(known.until_s or 0.0, fault.until_s)
-    return sorted(joined, key=lambda fault: fault.at_s)
-
-
-def _is_same(one: Fault, other: Fault) -> bool:
-    alike = (one.kind, one.detail) == (other.kind, other.detail)
-    return alike and abs(one.at_s - other.at_s) < 0.5
-
-
-def _joined_series(results: list[Result]) -> list[Point]:
-    """The seconds of all parts; one that had ended by then counts with its last totals."""
-    seconds = sorted({round(point.at_s) for result in results for point in result.series})
-    by_second = [{round(point.at_s): point for point in result.series} for result in results]
-    joined = []
-    last: list[Point | None] = [None] * len(results)
-    for second in seconds:
-        whole = Point(phase="", at_s=second, connected=0, sent=0, received=0)
-        latency = Histogram()
-        for at, points in enumerate(by_second):
-            point = points.get(second)
-            if point is not None:
-                last[at] = point
-                whole.phase = whole.phase or point.phase
-                whole.at_s = max(whole.at_s, point.at_s)
-                whole.connected += point.connected
-                whole.outstanding += point.outstanding
-                whole.sent_per_s += point.sent_per_s
-                whole.received_per_s += point.received_per_s
-                latency.merge(point.latency.histogram())
-            latest = last[at]
-            if latest is not None:
-                whole.sent += latest.sent
-                whole.received += latest.received
-        whole.latency = Distribution.of(latency)
-        whole.p50_us = latency.percentile(50)
-        whole.p99_us = latency.percentile(99)
-        joined.append(whole)
-    return joined

@@ -94,7 +94,7 @@ def options(*arguments: str) -> argparse.Namespace:
 def test_all_files_at_once_and_the_tables_besides(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = {name: str(tmp_path / name) for name in ("json", "report", "csv", "junit")}
+    names = {name: str(tmp_path / name) for name in ("json", "report", "csv", "junit", "save-hgrm")}
     arguments = [word for name, path in names.items() for word in (f"--{name}", path)]
     made = result()
     write(made, options(*arguments))
@@ -106,6 +106,8 @@ def test_all_files_at_once_and_the_tables_besides(
     assert Path(names["report"]).read_text().startswith("<!doctype html>")
     assert Path(names["csv"]).read_text().count("\n") == 13
     ElementTree.fromstring(Path(names["junit"]).read_bytes())
+    assert "Percentile" in Path(names["save-hgrm"]).read_text()
+    assert (tmp_path / "save-hgrm.connect").exists()
 
 
 def test_json_instead_of_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +116,7 @@ def test_json_instead_of_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert Result.from_json(capsys.readouterr().out) == made
 
 
-@pytest.mark.parametrize("option", ["--json", "--report", "--csv", "--junit"])
+@pytest.mark.parametrize("option", ["--json", "--report", "--csv", "--junit", "--save-hgrm"])
 def test_a_file_that_cannot_be_written_is_named(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -153,7 +153,14 @@ def figures() -> thresholds.Figures:
     latency.record(50_000)
     sent.record(200)
     connect.record(3_000)
-    return thresholds.Figures(verdict, latency, sent, connect, 42.0)
+    round_trip = Histogram()
+    round_trip.record(7_000)
+    return thresholds.Figures(verdict, latency, sent, connect, 42.0, round_trip, 2)
+
+
+def no_figures(unanswered: int | None = None) -> thresholds.Figures:
+    none = Histogram()
+    return thresholds.Figures(Verdict(), none, none, none, 0.0, none, unanswered)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +179,10 @@ def figures() -> thresholds.Figures:
         ("sent.p50<=200us", True),
         ("connect.p99<3ms", False),
         ("rate<50", True),
+        ("unanswered>1", True),
+        ("unanswered>2", False),
+        ("round_trip.p99>6ms", True),
+        ("round_trip.max>7ms", False),
     ],
 )
 def test_thresholds(text: str, broken: bool) -> None:
@@ -179,15 +190,26 @@ def test_thresholds(text: str, broken: bool) -> None:
     assert bool(term.broken(figures())) == broken
 
 
-@pytest.mark.parametrize("text", ["p99>1s", "max<1s", "sent.mean>1s", "connect.p50>1s"])
+@pytest.mark.parametrize("text", ["p99>1s", "max<1s", "sent.mean>1s", "round_trip.p50>1s"])
 def test_a_latency_that_nobody_measured_keeps_no_limit(text: str) -> None:
     (term,) = thresholds.parse([text])
-    nothing = thresholds.Figures(Verdict(), Histogram(), Histogram(), Histogram(), 0.0)
-    assert term.broken(nothing) == f"{text}: nothing was measured"
+    assert term.broken(no_figures()) == f"{text}: nothing was measured"
     assert term.broken(figures()) == ("" if ">" in text else "max<1s: it is 0.05s")
 
 
-@pytest.mark.parametrize("text", ["p99>5", "lost>5ms", "rate>1%", "p100>1ms", "lost>x", "lost=1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "p99>5",
+        "lost>5ms",
+        "rate>1%",
+        "unanswered>1%",
+        "round_trip.p99>1",
+        "p100>1ms",
+        "lost>x",
+        "lost=1",
+    ],
+)
 def test_thresholds_that_say_nothing(text: str) -> None:
     with pytest.raises(ValueError, match=text.split(">")[0]):
         thresholds.parse([text])
@@ -207,6 +229,12 @@ def test_limits_are_told_before_they_bite(tmp_path: Path) -> None:
     assert "ulimit -n 1064" in files
     (ports,) = limits.warnings(27000, 100_000, 28000)
     assert "ip_local_port_range" in ports
+    # Files are counted for each worker, ports for all of them together.
+    assert [limits.share_of(count, 4) for count in (1000, 10, 4, 1)] == [250, 3, 1, 1]
+    assert limits.warnings(6750, 8000, 0, of_all=27000) == []
+    files, ports = limits.warnings(6750, 1024, 28000, of_all=27000)
+    assert files.startswith("6750 connections of a worker need 6814 open files")
+    assert ports.startswith("27000 connections to one address")
     listing = tmp_path / "range"
     listing.write_text("32768\t60999\n")
     assert limits.local_ports(listing) == 28232
@@ -238,5 +266,12 @@ def test_versions_are_those_of_the_specification() -> None:
 @pytest.mark.parametrize("text", ["lost>0", "lost.qos1>0", "lost>1%"])
 def test_where_nobody_was_owed_anything_nothing_is_proved(text: str) -> None:
     (term,) = thresholds.parse([text])
-    nothing = thresholds.Figures(Verdict(), Histogram(), Histogram(), Histogram(), 0.0)
-    assert term.broken(nothing) == f"{text}: nobody was owed anything"
+    assert term.broken(no_figures()) == f"{text}: nobody was owed anything"
+
+
+def test_where_nobody_asked_nothing_is_proved() -> None:
+    (term,) = thresholds.parse(["unanswered>3"])
+    for nobody in (None, 0):
+        assert term.broken(no_figures(nobody)) == "unanswered>3: nobody asked anything"
+    assert term.broken(no_figures(3)) == ""
+    assert term.broken(no_figures(4)) == "unanswered>3: it is 4"

@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_sim.engine.run_result import remarks
 from device_sim.judge.histogram import Histogram
 from device_sim.judge.ledger import Ledger
 from device_sim.judge.payload import Header, encode
 from device_sim.judge.thresholds import parse
 from device_sim.judge.verdict import CLASSES
+from device_sim.results.merging import merge
+from device_sim.results.report import plain
 from device_sim.results.result import (
     BROKEN,
     BROKEN_OFF,
@@ -21,12 +24,13 @@ from device_sim.results.result import (
     SCHEMA,
     Distribution,
     Fault,
+    Incidents,
     Point,
+    Requests,
     Result,
     ResultError,
     Throughput,
     json_schema,
-    merge,
 )
 from tests.device_sim.results import histogram, point, result
 
@@ -240,6 +244,33 @@ def test_faults_and_times_and_what_parts_have_in_common() -> None:
     assert merged.strays == {"never sent": 3, "wrong qos": 1}
     assert merged.judge([]) == BROKEN_OFF
     assert (one.strays, len(one.faults)) == ({"never sent": 1}, 2)
+
+
+def test_requests_incidents_and_memory_of_parts_add_up() -> None:
+    one, other, quiet = Result(), Result(), Result()
+    one.requests = Requests(answered=3, unanswered=1)
+    other.requests = Requests(answered=4)
+    one.incidents = Incidents(skipped_offline=5)
+    other.incidents = Incidents(lost_connections=2, first_lost="p1: closed", skipped_offline=6)
+    for each in (one, other, quiet):
+        each.throughput.generator_memory = 10
+    merged = merge([quiet, one, other])
+    assert merged.requests is not None
+    assert (merged.requests.answered, merged.requests.unanswered) == (7, 1)
+    assert merged.throughput.generator_memory == 30
+    # Told once for all of them, and not by each.
+    assert remarks(merged) == [
+        "2 connections were lost without the scenario's doing; the first: p1: closed",
+        "1 requests were not answered in time",
+        "11 messages came due while their device was offline, and were not sent",
+    ]
+    assert one.requests.answered == 3
+    merged.measure("round_trip", histogram(5000))
+    merged.judge(parse(["unanswered>0", "round_trip.p99>1ms"]))
+    assert merged.verdict.thresholds == ["unanswered>0: it is 1", "round_trip.p99>1ms: it is 5ms"]
+    assert merged.requests.round_trip_us["max"] == 5000
+    assert "request to response" in plain(merged.document())
+    assert merge([quiet]).requests is None
 
 
 def test_the_classes_of_a_stream_with_trouble() -> None:

@@ -12,7 +12,8 @@ from device_sim.engine.process import environment
 from device_sim.engine.run import Run
 from device_sim.engine.run_result import run_result
 from device_sim.language.load import elsewhere, parse
-from device_sim.results.result import Result, merge
+from device_sim.results.merging import merge
+from device_sim.results.result import Result
 from tests.device_sim.test_brokers import mqttd
 from tests.device_sim.test_run import broker, port_of
 
