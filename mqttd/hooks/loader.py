@@ -106,8 +106,10 @@ def prepare(config: Config) -> list[Prepared]:
             problems.append(config.problem((*at, "use"), f"can't use {entry.use!r}: {error}"))
             continue
         model = made_by.config_class
+        # For validators: where relative names begin, and how long the hooks may take.
+        context = {"base": str(config.base), "timeout": entry.timeout}
         try:
-            inner = model.model_validate(entry.config, context={"base": str(config.base)})
+            inner = model.model_validate(entry.config, context=context)
         except ValidationError as error:
             for details in error.errors(include_url=False):
                 said, expected, hint = explain(details, model)

@@ -29,12 +29,13 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, model_validator
 
 from mqttd.api import BrokerServices, Duration, PluginConfig
 from mqttd_plugins._hashes import PasswordHash, decoy
+from mqttd_plugins._time_limits import check_waits
 
 _KEY_BYTES: Final = 32
 _FIRST_GUESS_S: Final = 0.05  # what a hash takes
@@ -57,6 +58,11 @@ class HashingConfig(PluginConfig):
     """How long a right password needs no hash again; 0 for never."""
     remember_entries: int = Field(default=10_000, ge=1)
     """How many right passwords are remembered, the latest ones."""
+
+    @model_validator(mode="after")
+    def _in_time(self, info: ValidationInfo) -> Self:
+        check_waits(info, patience=self.patience)
+        return self
 
 
 def processors() -> int:

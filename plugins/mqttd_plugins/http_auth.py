@@ -25,7 +25,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import SecretStr, field_validator, model_validator
+from pydantic import SecretStr, ValidationInfo, field_validator, model_validator
 
 from mqttd.api import (
     NOT_MINE,
@@ -45,6 +45,7 @@ from mqttd.api import (
 )
 from mqttd_plugins._acl_rules import BoundRules, Found, Grants
 from mqttd_plugins._granted_filters import GrantedFilters
+from mqttd_plugins._time_limits import check_waits
 from mqttd_plugins._urls import check_headers, check_url
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Config(PluginConfig):
     the service has granted to the client, or ask the next plugin about all of them."""
 
     @model_validator(mode="after")
-    def _fit(self) -> Config:
+    def _fit(self, info: ValidationInfo) -> Config:
         if self.authenticate is None and self.authorize is None:
             raise ValueError("expected authenticate or authorize, or both")
         for key, end in (("authenticate", self.authenticate), ("authorize", self.authorize)):
@@ -169,6 +170,7 @@ class Config(PluginConfig):
             raise ValueError("timeout: expected 50ms or more")
         if self.connections < 1 or self.cache.entries < 1:
             raise ValueError("connections, cache.entries: expected 1 or more")
+        check_waits(info, timeout=self.timeout)
         return self
 
 

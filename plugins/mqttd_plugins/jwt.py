@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pydantic import SecretStr, field_validator, model_validator
+from pydantic import SecretStr, ValidationInfo, field_validator, model_validator
 
 from mqttd.api import (
     NOT_MINE,
@@ -41,6 +41,7 @@ from mqttd.api import (
 )
 from mqttd_plugins._acl_rules import BoundRules, Found, Grants, RulesError, parse_rules
 from mqttd_plugins._files import FileWatch
+from mqttd_plugins._time_limits import check_waits
 from mqttd_plugins._urls import check_url
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class Config(PluginConfig):
         return values
 
     @model_validator(mode="after")
-    def _fit(self) -> Config:
+    def _fit(self, info: ValidationInfo) -> Config:
         given = [name for name in _SOURCES if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none of them"
@@ -140,6 +141,8 @@ class Config(PluginConfig):
             raise ValueError("check_interval: expected 100ms or more, or 0 for never")
         if min(self.jwks_timeout, self.jwks_refresh, self.jwks_max_age) < 0.1:
             raise ValueError("jwks_timeout, jwks_refresh, jwks_max_age: expected 100ms or more")
+        if self.jwks_url is not None:
+            check_waits(info, jwks_timeout=self.jwks_timeout)
         return self
 
     @property

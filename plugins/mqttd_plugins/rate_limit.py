@@ -26,7 +26,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from mqttd.api import (
     BrokerServices,
@@ -39,6 +39,7 @@ from mqttd.api import (
     Size,
     reason_codes,
 )
+from mqttd_plugins._time_limits import check_waits
 
 FORGET_AT_ONCE: Final = 4
 """Buckets looked at for each new one: more than one, so that the full ones can't pile up."""
@@ -78,7 +79,7 @@ class Config(PluginConfig):
     listeners: dict[str, ListenerLimits] = {}
     """Listeners, by name, with limits of their own instead of the two above."""
     max_delay: Duration = 2.0
-    """A message that would have to wait longer is refused."""
+    """A message that would have to wait longer is refused; shorter than the plugin's `timeout`."""
     patience: Duration = 30.0
     """How long a client may press against its limit before what is too early is refused; 0: for
     ever."""
@@ -88,12 +89,13 @@ class Config(PluginConfig):
     """Clients remembered at once; above that the one that was quiet for longest is forgotten."""
 
     @model_validator(mode="after")
-    def _limits_something(self) -> Config:
+    def _limits_something(self, info: ValidationInfo) -> Config:
         limits = [self.client, self.listener]
         for own in self.listeners.values():
             limits += [own.client, own.listener]
         if all(limit.messages is None and limit.bytes is None for limit in limits):
             raise ValueError("no limit is set: give messages or bytes for client or listener")
+        check_waits(info, max_delay=self.max_delay)
         return self
 
 

@@ -21,10 +21,10 @@ from __future__ import annotations
 import sqlite3
 from collections import deque
 from collections.abc import Awaitable
-from typing import Final
+from typing import Final, Self
 from weakref import WeakValueDictionary
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mqttd.api import (
     ALLOW,
@@ -46,6 +46,7 @@ from mqttd_plugins import _hashes
 from mqttd_plugins._hashes import PasswordHash
 from mqttd_plugins._sql_reader import Reader, Row
 from mqttd_plugins._sql_rights import PUBLISH, RECEIVE, SUBSCRIBE, Rights, rights_of
+from mqttd_plugins._time_limits import check_waits
 from mqttd_plugins._user_store import disconnect
 from mqttd_plugins._verifier import Busy, HashingConfig, Verifier
 
@@ -70,6 +71,11 @@ class Config(HashingConfig):
     """How long to wait for a lock that a writer holds."""
     disconnect: bool = True
     """Whether who is taken out of the database, or has another hash there, is disconnected."""
+
+    @model_validator(mode="after")
+    def _asks_in_time(self, info: ValidationInfo) -> Self:
+        check_waits(info, busy_timeout=self.busy_timeout)
+        return self
 
     @field_validator("users", "rights")
     @classmethod
