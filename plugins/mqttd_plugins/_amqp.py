@@ -12,7 +12,7 @@ dead letters, `x-delay` holds a message back. What a publisher wrote into a user
 none of that, so such names get "mqtt-user-" in front of them, and lose it on the way back. Headers
 that a rule adds are the operator's and stay as they are.
 
-Must not know: connections, the AMQP library. `wall` is seconds since 1970.
+Must not know: connections, how anything is encoded. `wall` is seconds since 1970.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from mqttd.api import Message
+from mqttd_plugins._amqp_wire import Properties
 from mqttd_plugins._bridge.identity import ID, VIA
 from mqttd_plugins._bridge.properties import (
+    CLIENT_ID,
     CONTENT_TYPE,
     CORRELATION,
     CORRELATION_BASE64,
     EXPIRES_AT,
     OURS,
+    QOS,
     RESPONSE_TOPIC,
+    TOPIC,
     all_of,
     headers_of,
     message_from,
@@ -45,6 +49,7 @@ _USER: Final = "mqtt-user-"
 _SHORT: Final = 255  # bytes of a short string
 _LONGEST: Final = 65535  # bytes of a string in MQTT
 _NOT_LISTED: Final = OURS | {ID, VIA}
+_AS_THEY_ARE: Final = frozenset({ID, VIA, TOPIC, QOS, CLIENT_ID})  # what nearly all have, first
 _ALSO: Final = {"reply_to": "amqp-reply-to", "message_type": "amqp-type", "app_id": "amqp-app-id"}
 
 
@@ -59,16 +64,17 @@ def properties_of(item: Item, wall: float) -> dict[str, Any]:
     headers = headers_of(item, wall)
     of_the_rule = len(headers) - sum(name not in (ID, VIA) for name, _ in item.headers)
     for number, (name, value) in enumerate(headers):
-        size = len(value.encode())
-        if name == CONTENT_TYPE and value.isascii() and size <= _SHORT:
+        if name in _AS_THEY_ARE:
+            table[name] = value
+        elif name == CONTENT_TYPE and value and value.isascii() and len(value) <= _SHORT:
             out["content_type"] = value
-        elif name == CORRELATION and size <= _SHORT:
+        elif name == CORRELATION and value and len(value.encode()) <= _SHORT:
             out["correlation_id"] = value
         elif name == CORRELATION_BASE64:
             table[CORRELATION_ID] = bytearray(item.message.properties.correlation_data or b"")
         elif name == RESPONSE_TOPIC:
             table[REPLY_TO_TOPIC] = value
-        elif name in OURS or name in (ID, VIA):
+        elif name in OURS:
             table[name] = value
         elif number < of_the_rule and (name in ("CC", "BCC") or name.startswith("x-")):
             user.append((_USER + name, value))
@@ -79,25 +85,16 @@ def properties_of(item: Item, wall: float) -> dict[str, Any]:
     expires_in_s = item.message.expires_in_s
     if expires_in_s is not None:
         out["expiration"] = str(max(0, int(expires_in_s * 1000)))
-    first, listed = once_each(user)
-    fitting = {name: value for name, value in first.items() if len(name.encode()) <= _SHORT}
-    if len(fitting) < len(first) and listed is None:
-        listed = json.dumps(user, ensure_ascii=False, separators=(",", ":"))
-    table.update(fitting)
-    if listed is not None:
-        table[ALL_HEADERS] = listed
+    if user:
+        first, listed = once_each(user)
+        fitting = {name: value for name, value in first.items() if len(name.encode()) <= _SHORT}
+        if len(fitting) < len(first) and listed is None:
+            listed = json.dumps(user, ensure_ascii=False, separators=(",", ":"))
+        table.update(fitting)
+        if listed is not None:
+            table[ALL_HEADERS] = listed
     out["headers"] = table
     return out
-
-
-def check_size(properties: Mapping[str, Any], frame_max: int) -> None:
-    """`Poison` for headers that don't fit into a frame: RabbitMQ would end the connection."""
-    size = 256 + sum(
-        8 + len(name.encode()) + len(value.encode() if isinstance(value, str) else value)
-        for name, value in properties["headers"].items()
-    )
-    if frame_max and size > frame_max:
-        raise Poison(f"its headers take {size} bytes, and RabbitMQ takes {frame_max} at most")
 
 
 def routing_key(item: Item, *, slashes: bool) -> str:
@@ -110,12 +107,11 @@ def routing_key(item: Item, *, slashes: bool) -> str:
 
 
 def message_of(
-    routing_key: str, body: bytes, properties: Any, wall: float
+    routing_key: str, body: bytes, properties: Properties, wall: float
 ) -> tuple[Message, dict[str, str]]:
     """The message that came, with all of its headers as text.
 
-    `properties` has the AMQP properties as attributes. The topic is the routing key with slashes
-    for dots.
+    The topic is the routing key with slashes for dots.
     """
     table: Mapping[str, Any] = properties.headers or {}
     found: list[tuple[str, str]] = []

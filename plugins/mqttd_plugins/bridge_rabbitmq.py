@@ -1,7 +1,8 @@
 """`bridge_rabbitmq`: messages to the exchanges of RabbitMQ, and from its queues.
 
-Owns: the configuration; how an item is published with a confirm, and what each answer means; how a
-queue is consumed. `_amqp` says which property stands where.
+Owns: the configuration; what is declared; what each answer, and each end of a connection, means;
+how a queue is consumed. `_amqp` says which property stands where, `_amqp_publisher` how a message
+is published, `_amqp_connection` speaks the protocol.
 
 Outward, everything is published on one channel in publisher-confirm mode, many messages at once; a
 message is done when RabbitMQ has confirmed it, which for a durable queue and a persistent message
@@ -9,33 +10,36 @@ is when it is on disk. `mandatory` is set, so a message that no queue takes come
 lost. Inward, a queue is consumed with a prefetch, and a message is acknowledged when it is durable
 here.
 
+Each way has a connection of its own, if there are rules for it: a RabbitMQ without memory or disk
+stops to read from connections that publish, and acknowledgements shall not wait behind that.
+
 Exchanges and queues that a rule doesn't declare have to be there: they are looked for at each
 connection, and the bridge is `refused`, with the rule's place, until they are.
 
-It stands on aiormq, which is the part of aio-pika that speaks AMQP; what aio-pika adds (declaring
-all again by itself, its own reconnects) the core of the bridges does in its own way.
-
 Must not know: what the core does with an answer.
 
-Invariants: publishes of one connection leave in the order of `send`; two of the same message id are
-never under way at once, since a returned message is recognised by that id; acknowledgements are
+Invariants: publishes of one connection leave in the order of `send`; acknowledgements are
 cumulative and never pass a message that isn't settled.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
+import ssl
 import time
-from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
 from mqttd.api import BrokerServices, PluginConfig, Size
-from mqttd_plugins._amqp import check_size, message_of, properties_of, routing_key
+from mqttd_plugins import _amqp_wire as wire
+from mqttd_plugins._amqp import message_of, properties_of, routing_key
+from mqttd_plugins._amqp_connection import Channel, Connection, Ended, Login, words_of
+from mqttd_plugins._amqp_publisher import Publisher
+from mqttd_plugins._amqp_wire import Properties
 from mqttd_plugins._bridge.plugin import BridgePlugin
 from mqttd_plugins._bridge.remote import (
     Done,
@@ -51,13 +55,15 @@ from mqttd_plugins._bridge.remote import (
 from mqttd_plugins._bridge.rules import Rule
 from mqttd_plugins._bridge_access import Access, AccessConfig
 
-if TYPE_CHECKING:
-    from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
-
-T = TypeVar("T")
-
 _TOO_LARGE: Final = re.compile(r"message size \d+ is larger than (?:configured )?max size (\d+)")
 _NAME: Final = 255  # bytes of the name of a queue, an exchange, a routing key
+# What stays wrong until somebody changes something: no access, not there, locked, not as declared;
+# a hard error that names the configuration (bad type, not allowed, not implemented).
+_REFUSALS: Final = frozenset({402, 403, 404, 405, 406, 503, 530, 540})
+# A server that won't have our certificate says so by an alert, after its own handshake is over.
+_TLS_REFUSAL: Final = re.compile(
+    r"ALERT.*(CERT|UNKNOWN_CA|ACCESS|HANDSHAKE|PROTOCOL)", re.IGNORECASE
+)
 
 
 class BindingConfig(PluginConfig):
@@ -134,6 +140,11 @@ class Config(AccessConfig):
     max_message_size: Size = 128 * 1024 * 1024
     """Larger messages are dead-lettered unsent; RabbitMQ's own limit is learnt when it says so."""
 
+    @property
+    def by_certificate(self) -> bool:
+        """Whether the certificate is the login."""
+        return self.username is None and self.tls is not None and self.tls.cert is not None
+
     @model_validator(mode="after")
     def _fits_amqp(self) -> Config:
         if not self.vhost:
@@ -159,272 +170,199 @@ class BridgeRabbitMQ(BridgePlugin[Config]):
 
     async def check(self) -> None:
         await super().check()
-        await self.broker.run_blocking(_prepare, self.config)
+        await self.broker.run_blocking(_access_of, self.config)
 
     async def start(self) -> None:
-        self._access = await self.broker.run_blocking(_prepare, self.config)
+        self._access = await self.broker.run_blocking(_access_of, self.config)
         self._largest = [self.config.max_message_size]
         await super().start()
 
     def remote(self) -> Remote:
         assert self._access is not None
-        return RabbitRemote(self.config, self._access, self.broker.name, self._largest)
+        broker = self.broker
+        return RabbitRemote(self.config, self._access, broker.name, self._largest, broker.log)
 
 
-def _prepare(config: Config) -> Access:
-    """Find what is missing; read the files. ValueError."""
-    try:
-        import aiormq  # noqa: F401
-    except ImportError:
-        raise ValueError('aiormq isn\'t installed: pip install "mqttd[rabbitmq]"') from None
-    # The bridge tells of connections and their ends itself, once each, and by its state.
-    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+def _access_of(config: Config) -> Access:
+    """Reads files. ValueError."""
     return Access(config, 5672 if config.tls is None else 5671)
 
 
 class RabbitRemote(Remote):
-    """One connection to RabbitMQ."""
+    """One connection each way to RabbitMQ."""
 
     batch = 64
 
-    def __init__(self, config: Config, access: Access, name: str, largest: list[int]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        access: Access,
+        name: str,
+        largest: list[int],
+        log: logging.Logger,
+    ) -> None:
         self._config = config
         self._access = access
         self._name = name
         self._largest = largest  # one number, shared with the connections to come
-        self._connection: AbstractConnection | None = None
-        self._out: AbstractChannel | None = None
-        self._in: AbstractChannel | None = None
+        self._log = log
+        self._connections: list[Connection] = []
+        self._channels: list[Channel] = []
+        self._publisher: Publisher | None = None
         self._acks: _Acks | None = None
         self._intake: Intake | None = None
-        self._publishing: dict[str, asyncio.Task[None]] = {}
-        self._acking: asyncio.Task[None] | None = None
-        self._cancelled: asyncio.Future[str] | None = None
+        self._cancelled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def connect(self) -> None:
-        import aiormq
-        from yarl import URL
+        rules = [rule for rule in self._config.rules if rule.direction == "out"]
+        if not rules:
+            return
+        connection = await self._open("out")
+        connection.on_blocked = self._blocked
+        try:
+            self._publisher = publisher = await Publisher.on(connection)
+        except Ended as ended:
+            raise _told(ended) from None
+        self._channels.append(publisher.channel)
+        for rule in rules:
+            await _declare(publisher.channel, rule)
 
+    async def _open(self, way: str) -> Connection:
         config, access = self._config, self._access
         host, port = access.address
-        where = f"{host}:{port}"
-        url = URL.build(
-            scheme="amqp" if access.tls is None else "amqps",
-            user=config.username or "guest",
-            password=access.password or "guest",
-            host=host,
-            port=port,
-            path="/" if config.vhost == "/" else f"/{config.vhost}",
-            query={"heartbeat": str(config.heartbeat), "name": f"mqttd {self._name}"},
-        )
-        self._cancelled = asyncio.get_running_loop().create_future()
-        self._connection = connection = aiormq.Connection(url, context=access.tls)
+        user = config.username or (None if config.by_certificate else "guest")
+        login = Login(user, access.password or "guest", config.vhost)
         try:
-            await _ours(connection.connect())
-            self._out = await _ours(connection.channel(publisher_confirms=True))
-        except Exception as error:
+            connection = await Connection.open(
+                (host, port),
+                login,
+                tls=access.tls,
+                heartbeat_s=config.heartbeat,
+                name=f"mqttd {self._name} {way}",
+            )
+        except (Ended, OSError) as error:
             access.failed()
-            if isinstance(error, aiormq.exceptions.InvalidFrameError) and "OpenOk" in str(error):
-                # The library expects that opening a virtual host works, and loses the answer.
-                raise Refused(
-                    f"{where}: no way into the virtual host {config.vhost!r}: it isn't there, or "
-                    "this user has no right to it"
-                ) from None
-            raise _told(error, where) from None
-        for rule in config.rules:
-            if rule.direction == "out":
-                await self._declare(self._out, rule)
+            raise _no_way_in(error, f"{host}:{port}", login) from None
+        except asyncio.CancelledError:
+            access.failed()  # it took too long
+            raise
+        self._connections.append(connection)
+        return connection
 
-    async def _declare(self, channel: AbstractChannel, rule: RabbitRule) -> None:
-        """Make what the rule says, and find out whether the rest is there."""
-        try:
-            if rule.direction == "out" and rule.exchange:
-                kind = rule.declare_exchange
-                await _ours(
-                    channel.exchange_declare(
-                        rule.exchange,
-                        exchange_type=kind or "topic",
-                        passive=kind is None,
-                        durable=kind is not None,
-                    )
-                )
-            queue, made = rule.queue, rule.declare_queue
-            if queue is None:
-                return
-            if made is None:
-                await _ours(channel.queue_declare(queue, passive=True))
-                return
-            arguments: dict[str, Any] = {"x-queue-type": made.type, **made.arguments}
-            if made.single_active_consumer:
-                arguments["x-single-active-consumer"] = True
-            await _ours(channel.queue_declare(queue, durable=True, arguments=arguments))
-            for binding in made.bindings:
-                await _ours(channel.queue_bind(queue, binding.exchange, binding.key))
-        except Exception as error:
-            raise _told(error, "RabbitMQ", rule.place) from None
+    def _blocked(self, why: str) -> None:
+        if why:
+            self._log.warning("RabbitMQ takes no messages: %s; they wait", why)
+        else:
+            self._log.info("RabbitMQ takes messages again")
 
     # Outward.
 
     async def send(self, items: Sequence[Item], done: Done) -> None:
-        channel = self._out
-        assert channel is not None
+        publisher = self._publisher
+        assert publisher is not None
         for item in items:
-            earlier = self._publishing.get(item.id)
-            if earlier is not None:
-                await asyncio.wait([earlier])
             try:
-                publish = self._publish_of(item)
+                exchange, key, properties = self._made(item)
+                if publisher.is_flying(item, exchange, key):
+                    publisher.flush()
+                    await publisher.until_answered(item, exchange, key)
+                assert isinstance(item.rule, RabbitRule)
+                mandatory = item.rule.mandatory
+                publisher.publish(item, exchange, key, properties, done, mandatory=mandatory)
             except Poison as poison:
                 done(item, poison)
-                continue
-            task = asyncio.ensure_future(self._publish(channel, item, publish, done))
-            self._publishing[item.id] = task
+        publisher.flush()
+        await self._connections[0].writable()
 
-    def _publish_of(self, item: Item) -> dict[str, Any]:
-        """The arguments of `basic_publish`. Poison for what RabbitMQ could never take."""
-        from aiormq import spec
-
-        assert self._connection is not None
-        assert isinstance(item.rule, RabbitRule)
+    def _made(self, item: Item) -> tuple[str, str, dict[str, Any]]:
+        """Exchange, routing key and properties. Poison for what RabbitMQ could never take."""
+        rule = item.rule
+        assert isinstance(rule, RabbitRule)
         size = len(item.payload)
         if size > self._largest[0]:
             raise Poison(f"too large: {size} bytes, and RabbitMQ takes {self._largest[0]}")
-        rule = item.rule
-        properties = properties_of(item, time.time())
-        check_size(properties, self._connection.connection_tune.frame_max)
-        return {
-            "body": item.payload,
-            "exchange": rule.exchange,
-            "routing_key": routing_key(item, slashes=rule.slashes or not rule.exchange),
-            "properties": spec.Basic.Properties(**properties),
-            "mandatory": rule.mandatory,
-            "wait": False,  # for the confirm it waits all the same
-        }
-
-    async def _publish(
-        self, channel: AbstractChannel, item: Item, publish: dict[str, Any], done: Done
-    ) -> None:
-        """Publish and wait for the confirm. Without an answer the connection is over."""
-        from aiormq import exceptions
-
-        try:
-            await channel.basic_publish(**publish)
-        except exceptions.PublishError:
-            target = f"exchange {publish['exchange']!r}, routing key {publish['routing_key']!r}"
-            failure: Failure | None = Retry(f"unroutable: no queue takes it ({target})")
-        except exceptions.DeliveryError:
-            failure = Retry("RabbitMQ refuses it (basic.nack): the queue is full, or it failed")
-        except (exceptions.AMQPError, RuntimeError, OSError):
-            return
-        else:
-            failure = None
-        finally:
-            self._publishing.pop(item.id, None)
-        done(item, failure)
+        key = routing_key(item, slashes=rule.slashes or not rule.exchange)
+        return rule.exchange, key, properties_of(item, time.time())
 
     # Inward.
 
     async def consume(self, intake: Intake) -> None:
-        assert self._connection is not None
         self._intake = intake
+        connection = await self._open("in")
+        share = max(1, intake.window // len(intake.rules))
         try:
-            channel = await _ours(self._connection.channel(publisher_confirms=False))
-            share = max(1, intake.window // len(intake.rules))
-            await _ours(channel.basic_qos(prefetch_count=share))
-        except Exception as error:
-            raise _told(error, "RabbitMQ") from None
-        self._in = channel
-        self._acks = acks = _Acks()
-        self._acking = asyncio.ensure_future(acks.write(channel))
-        channel.on_consumer_cancel_callbacks.add(self._consumer_cancelled)
+            channel = await connection.channel()
+            await channel.call(wire.QOS_OK, wire.QOS, 0, share, False)
+        except Ended as ended:
+            raise _told(ended) from None
+        self._channels.append(channel)
+        self._acks = _Acks(channel)
+        channel.on_deliver = self._put
+        channel.on_cancel = self._consumer_cancelled
         for number, rule in enumerate(intake.rules):
             assert isinstance(rule, RabbitRule)
-            await self._declare(channel, rule)
+            await _declare(channel, rule)
+            fields = (rule.source, str(number), *[False] * 4)
             try:
-                tag = f"mqttd-{number}"
-                await _ours(
-                    channel.basic_consume(rule.source, self._consumer(rule), consumer_tag=tag)
-                )
-            except Exception as error:
-                raise _told(error, "RabbitMQ", rule.place) from None
+                await channel.call(wire.CONSUME_OK, wire.CONSUME, 0, *fields, {})
+            except Ended as ended:
+                raise _told(ended, rule.place) from None
 
-    def _consumer(self, rule: RabbitRule) -> Any:
-        async def arrived(delivered: DeliveredMessage) -> None:
-            # No await in here: the tasks of one channel run in the order of its deliveries.
-            # Nor need `room` be awaited, for the prefetches together are the window.
-            self._put(rule, delivered)
-
-        return arrived
-
-    def _put(self, rule: RabbitRule, delivered: DeliveredMessage) -> None:
+    def _put(self, consumer: str, tag: int, key: str, properties: Properties, body: bytes) -> None:
+        """A message came. `room` isn't awaited, for the prefetches together are the window."""
         assert self._intake is not None
         assert self._acks is not None
-        acks, tag = self._acks, delivered.delivery_tag
-        assert tag is not None
+        acks = self._acks
         acks.came(tag)
-        key = delivered.routing_key or ""
-        properties = delivered.header.properties
-        message, headers = message_of(key, delivered.body, properties, time.time())
+        message, headers = message_of(key, body, properties, time.time())
 
         def settle(failure: Failure | None) -> None:
             if failure is None:
                 acks.settle(tag)
 
-        self._intake.put(
-            Incoming(
-                rule, message, settle, key=key, id=properties.message_id or "", headers=headers
-            )
-        )
+        rule, its_id = self._intake.rules[int(consumer)], properties.message_id or ""
+        self._intake.put(Incoming(rule, message, settle, key=key, id=its_id, headers=headers))
 
-    def _consumer_cancelled(self, frame: Any) -> None:
-        assert self._cancelled is not None
+    def _consumer_cancelled(self, consumer: str) -> None:
         assert self._intake is not None
-        number = int(str(frame.consumer_tag).rpartition("-")[2])
-        queue = self._intake.rules[number].source
+        queue = self._intake.rules[int(consumer)].source
         if not self._cancelled.done():
             self._cancelled.set_result(f"queue {queue!r} is gone")
 
     # The end.
 
     async def wait(self) -> Failure:
-        assert self._connection is not None
-        assert self._cancelled is not None
-        ends = [each.closing for each in (self._out, self._in, self._connection) if each]
-        await asyncio.wait([self._cancelled, *ends], return_when=asyncio.FIRST_COMPLETED)
+        ends = [channel.ended for channel in self._channels]
+        news: list[asyncio.Future[Any]] = [self._cancelled, *ends]
+        await asyncio.wait(news, return_when=asyncio.FIRST_COMPLETED)
         if self._cancelled.done():
             return Retry(self._cancelled.result())
-        for end in ends:
-            if end.done() and not end.cancelled() and (error := end.exception()) is not None:
-                limit = _TOO_LARGE.search(str(error))
-                if limit is not None:
-                    self._largest[0] = min(self._largest[0], int(limit[1]))
-                return Retry(_words(error))
-        return Retry("the connection ended")
+        reason = next(end.result() for end in ends if end.done())
+        limit = _TOO_LARGE.search(reason.text)
+        if limit is not None:
+            self._largest[0] = min(self._largest[0], int(limit[1]))
+        if self._publisher is not None and self._publisher.refusal is not None:
+            return self._publisher.refusal
+        return Retry(reason.text)
 
     async def close(self) -> None:
-        tasks = list(self._publishing.values())
-        if self._acking is not None:
-            tasks.append(self._acking)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._connection is not None:
-            with contextlib.suppress(Exception):
-                await self._connection.close()
+        await asyncio.gather(*(connection.close() for connection in self._connections))
 
 
 class _Acks:
     """Which deliveries of a channel may be acknowledged: all up to the first unsettled one."""
 
-    def __init__(self) -> None:
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self._settled: dict[int, bool] = {}  # by delivery tag, in the order in which they came
         self._up_to = 0
-        self._news = asyncio.Event()
+        self._due = False
 
     def came(self, tag: int) -> None:
         self._settled[tag] = False
 
     def settle(self, tag: int) -> None:
+        """Settled here; what may be acknowledged by then is, once for all of this turn."""
         self._settled[tag] = True
         while self._settled:
             first = next(iter(self._settled))
@@ -432,57 +370,67 @@ class _Acks:
                 break
             del self._settled[first]
             self._up_to = first
-            self._news.set()
+            if not self._due:
+                self._due = True
+                asyncio.get_running_loop().call_soon(self._write)
 
-    async def write(self, channel: AbstractChannel) -> None:
-        """Acknowledge what may be acknowledged, until it is cancelled or the channel ends."""
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            try:
-                await channel.basic_ack(self._up_to, multiple=True, wait=False)
-            except Exception:  # the channel is closed: everything comes again
-                return
+    def _write(self) -> None:
+        self._due = False
+        self._channel.send(wire.ACK, self._up_to, True)
 
 
-async def _ours(call: Coroutine[Any, Any, T]) -> T:
-    """Await a call of the library.
-
-    When a connection ends the library may cancel what it has under way, which is not to be taken
-    for the cancellation of whoever waits for it.
-    """
+async def _declare(channel: Channel, rule: RabbitRule) -> None:
+    """Make what the rule says, and find out whether the rest is there. Retry or Refused."""
     try:
-        return await call
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise ConnectionError("the connection ended") from None
+        if rule.direction == "out" and rule.exchange:
+            kind = rule.declare_exchange
+            passive, durable = kind is None, kind is not None
+            await channel.call(
+                wire.EXCHANGE_DECLARE_OK,
+                wire.EXCHANGE_DECLARE,
+                *(0, rule.exchange, kind or "topic", passive, durable, False, False, False, {}),
+            )
+        queue, made = rule.queue, rule.declare_queue
+        if queue is None:
+            return
+        arguments: dict[str, Any] = {}
+        if made is not None:
+            arguments = {"x-queue-type": made.type, **made.arguments}
+            if made.single_active_consumer:
+                arguments["x-single-active-consumer"] = True
+        passive, durable = made is None, made is not None
+        await channel.call(
+            wire.QUEUE_DECLARE_OK,
+            wire.QUEUE_DECLARE,
+            *(0, queue, passive, durable, False, False, False, arguments),
+        )
+        for binding in made.bindings if made is not None else ():
+            fields = (queue, binding.exchange, binding.key)
+            await channel.call(wire.QUEUE_BIND_OK, wire.QUEUE_BIND, 0, *fields, False, {})
+    except Ended as ended:
+        raise _told(ended, rule.place) from None
 
 
-def _told(error: Exception, where: str, place: str = "") -> Failure:
-    """What an error of a connection, or of a declaration by the rule at `place`, means."""
-    from aiormq import exceptions as known
-
-    words = f"{where}: {_words(error)}"
-    code = error.args[0] if type(error) is known.ConnectionClosed and error.args else None
-    if isinstance(error, known.AuthenticationError | known.ProbableAuthenticationError):
-        return Refused(f"{where}: wrong username or password: {_words(error)}")
-    if isinstance(error, known.ConnectionNotAllowed) or code in (403, 530):
-        return Refused(words)
-    if isinstance(error, known.ChannelClosed):
-        return Refused(words, place)
-    if type(error).__name__ == "SSLCertVerificationError":
-        return Refused(words)
-    return Retry(words)
+def _told(ended: Ended, place: str = "") -> Failure:
+    """What an end means that came in answer to a call, for the rule at `place`."""
+    text = f"RabbitMQ: {ended.text}"
+    return Refused(text, place) if ended.code in _REFUSALS else Retry(text)
 
 
-def _words(error: BaseException) -> str:
-    """An error of the library in words; its own texts are made for programmers."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    texts = [str(part) for part in error.args if isinstance(part, str) and part]
-    return " ".join(texts) or type(error).__name__
+def _no_way_in(error: Ended | OSError, where: str, login: Login) -> Failure:
+    """What an error means that kept us from opening a connection."""
+    text = f"{where}: {error.text if isinstance(error, Ended) else words_of(error)}"
+    if isinstance(error, Ended) and error.code == 403:
+        wrong = "wrong username or password" if login.user else "the certificate is no login"
+        return Refused(f"{where}: {wrong}: {error.text}")
+    if isinstance(error, Ended) and error.code in _REFUSALS:
+        return Refused(text)
+    cause = error.__cause__ if isinstance(error, Ended) else error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return Refused(text)
+    if isinstance(cause, ssl.SSLError) and _TLS_REFUSAL.search(str(cause)):
+        return Refused(text)
+    return Retry(text)
 
 
 def _check_name(what: str, name: str) -> None:

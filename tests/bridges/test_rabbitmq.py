@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from mqttd_plugins._bridge.remote import Retry
-from mqttd_plugins.bridge_rabbitmq import Config, RabbitRemote, _prepare
+from mqttd_plugins.bridge_rabbitmq import Config, RabbitRemote, _access_of
 from pydantic import ValidationError
 
 from tests.bridges.faces import bridge_of, figures, until_state, with_bridge
@@ -19,6 +19,7 @@ from tests.bridges.servers import Server
 from tests.bridges.trial import trial
 from tests.net.kit import reserved_port, until
 
+LOG = logging.getLogger("test")
 OUT = {"direction": "out", "from": "site/#"}
 REAL = (pytest.mark.bridges, pytest.mark.xdist_group("rabbitmq"))
 
@@ -73,12 +74,6 @@ def test_one_queue_is_consumed_by_one_rule() -> None:
         configured(rule, rule)
 
 
-def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "aiormq", None)
-    with pytest.raises(ValueError, match=r'pip install "mqttd\[rabbitmq\]"'):
-        _prepare(configured(OUT))
-
-
 def test_files_that_are_no_good_are_named(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.write_text("\n")
@@ -89,16 +84,16 @@ def test_files_that_are_no_good_are_named(tmp_path: Path) -> None:
         (configured(OUT, tls={"cert": str(empty)}), "empty: no certificate with its key"),
     ):
         with pytest.raises(ValueError, match=text):
-            _prepare(config)
+            _access_of(config)
 
 
 async def test_of_several_addresses_the_next_one_is_tried_after_a_failure() -> None:
     with reserved_port() as one, reserved_port() as other:
         config = configured(OUT, addresses=[f"127.0.0.1:{one}", f"127.0.0.1:{other}"])
-        access = _prepare(config)
+        access = _access_of(config)
         tried = []
         for _ in range(3):
-            remote = RabbitRemote(config, access, "up", [1])
+            remote = RabbitRemote(config, access, "up", [1], LOG)
             tried.append(access.address[1])
             with pytest.raises(Retry):
                 await remote.connect()
