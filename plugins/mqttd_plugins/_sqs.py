@@ -31,6 +31,7 @@ from mqttd_plugins._bridge.remote import Item, Poison
 
 HEADERS: Final = "mqtt-headers"
 ENCODING: Final = "mqtt-encoding"
+LARGEST: Final = 1_048_576  # bytes of a message or a batch, unless a queue says less
 _EMPTY: Final = "="  # a body may not be empty, and no base64 is this
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,80}|[A-Za-z0-9_-]{1,75}\.fifo")
 _UNFIT: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -1,15 +1,15 @@
 """`bridge_sqs`: messages to the queues of Amazon SQS, standard and FIFO, and from them.
 
-Owns: the configuration; how batches are sent, received and deleted; what each answer means. `_sqs`
-says what stands where, and knows the limits.
+Owns: the configuration; how batches are sent; what each answer means. `_sqs` says what stands
+where, and knows the limits; `_sqs_in` receives and deletes.
 
 Outward, items go in batches of ten, several batches at once. To a FIFO queue the group is the key,
 and the id of the message with the rule's place is the deduplication id, so what is sent twice
 within five minutes arrives once. SQS may refuse one entry of a batch and take the next, so where
 there is a FIFO queue, only one item of each key is under way. A standard queue keeps no order.
 
-Inward, each queue is polled for as long as SQS lets a question wait; a message is deleted when it
-is durable here. What isn't deleted comes again after `visibility`, with the same id.
+A batch that SQS refuses as a whole, though it kept to the limits known here, is sent again message
+by message, and the one that is refused alone is dead-lettered.
 
 Queues have to be there, unless a rule says how to make them; how often SQS itself hands out a
 message before it goes to another queue is the `RedrivePolicy` among its settings.
@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -41,13 +42,22 @@ from mqttd_plugins._bridge.remote import (
     Remote,
     Retry,
 )
-from mqttd_plugins._bridge.rules import BridgeConfig, Rule
-from mqttd_plugins._sqs import check_size, entry_of, is_fifo, message_of, queue_of
+from mqttd_plugins._bridge.rules import BridgeConfig, Rule, overlap
+from mqttd_plugins._bridge.template import INWARD, Template
+from mqttd_plugins._sqs import LARGEST, check_size, entry_of, is_fifo, message_of, queue_of
+from mqttd_plugins._sqs_in import BATCH, Put, Receiver, Settle
 
-_BATCH: Final = 10
 _AT_ONCE: Final = 16  # batches under way
-_DELETE_S: Final = 0.05
-_NO_QUEUE: Final = frozenset({"QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"})
+_GIVE_BACK_S: Final = 2.0
+_NO_QUEUE: Final = frozenset({"QueueDoesNotExist", "NonExistentQueue"})
+_UNFIT: Final = frozenset(  # a whole batch is refused, for one message or for all together
+    {
+        "BatchRequestTooLong",
+        "InvalidAttributeValue",
+        "InvalidMessageContents",
+        "InvalidParameterValue",
+    }
+)
 _REFUSALS: Final = frozenset(
     {
         "AccessDenied",
@@ -63,6 +73,10 @@ _REFUSALS: Final = frozenset(
         "UnrecognizedClientException",
     }
 )
+
+
+Lot = list[tuple[Item, dict[str, Any]]]
+"""Items and their entries, of one batch."""
 
 
 class QueueConfig(PluginConfig):
@@ -94,6 +108,12 @@ class SqsRule(Rule):
             return self.source
         return None if "{" in self.to else queue_of(self.to)
 
+    def cover(self) -> str:
+        """Inward `{topic}` is the name of the queue, so more is known than from any rule."""
+        if self.direction == "out":
+            return super().cover()
+        return Template(self.to, INWARD).cover([self.source])
+
 
 class Config(BridgeConfig):
     rules: list[SqsRule]
@@ -106,8 +126,8 @@ class Config(BridgeConfig):
     """Id of the access key; without one, what AWS's own tools would use."""
     secret_file: FilePath | None = None
     """Holds the secret of the access key, and may end with a line break."""
-    max_message_size: Size = 262_144
-    """Body and attributes, of one message and of a batch."""
+    max_message_size: Size | None = None
+    """Body and attributes, of one message and of a batch; without one, what the queue says."""
     visibility: Duration = 30.0
     """After how long a message that wasn't deleted comes again."""
     poll: Annotated[int, Field(ge=0, le=20)] = 20
@@ -119,12 +139,22 @@ class Config(BridgeConfig):
             raise ValueError("access_key and secret_file: one needs the other")
         if not 1 <= self.visibility <= 43200:
             raise ValueError("visibility is 1s to 12h")
+        self.all_rules()
+        out = [rule for rule in self.rules if rule.direction == "out"]
         sources: dict[str, str] = {}
-        for rule in self.all_rules():
+        for rule in self.rules:
             if rule.direction == "in":
                 first = sources.setdefault(rule.source, rule.place)
                 if first != rule.place:
                     raise ValueError(f"{rule.place}: {first} consumes this queue already")
+                for other in out:
+                    if other.queue == rule.source and overlap(rule.cover(), other.source):
+                        raise ValueError(
+                            f"{other.place} and {rule.place}: a loop: what goes out to the queue "
+                            f"{rule.source!r} comes in as {rule.cover()!r}, and {other.source!r} "
+                            f"takes it out again: use another queue, or other topics, for one of "
+                            f"the two"
+                        )
         return self
 
 
@@ -173,7 +203,7 @@ def _secret(path: Path) -> str:
 class SqsRemote(Remote):
     """A client of SQS, from its beginning to the first failure that isn't a message's."""
 
-    batch = _BATCH
+    batch = BATCH
 
     def __init__(self, config: Config, secret: str | None) -> None:
         self._config = config
@@ -181,6 +211,8 @@ class SqsRemote(Remote):
         self._stack = contextlib.AsyncExitStack()
         self._client: Any = None
         self._urls: dict[str, str] = {}
+        self._limits: dict[str, int] = {}  # by queue: what it says it takes
+        self._receivers: list[Receiver] = []
         self._over: asyncio.Future[Failure] | None = None
         self._free = asyncio.Semaphore(_AT_ONCE)
         self._works: set[asyncio.Task[None]] = set()
@@ -209,7 +241,7 @@ class SqsRemote(Remote):
                     config=AioConfig(
                         connect_timeout=config.connect_timeout,
                         read_timeout=config.poll + 10,
-                        max_pool_connections=_AT_ONCE + 2 * len(config.rules),
+                        max_pool_connections=_AT_ONCE + 3 * len(config.rules),
                         retries={"total_max_attempts": 1},
                     ),
                 )
@@ -234,6 +266,7 @@ class SqsRemote(Remote):
                 QueueName=queue, Attributes=fifo | rule.create.settings
             )
             self._urls[queue] = made["QueueUrl"]
+            await self._ask_limit(queue)
         except _Absent as absent:
             raise Refused(str(absent), rule.place) from None
         except Exception as error:
@@ -250,7 +283,24 @@ class SqsRemote(Remote):
                     raise _Absent(f"there is no queue {queue!r}") from None
                 raise
             self._urls[queue] = url
+            await self._ask_limit(queue)
         return url
+
+    async def _ask_limit(self, queue: str) -> None:
+        """How much the queue takes; who may not ask finds out from what is refused."""
+        if self._config.max_message_size is not None:
+            return
+        try:
+            answer = await self._client.get_queue_attributes(
+                QueueUrl=self._urls[queue], AttributeNames=["MaximumMessageSize"]
+            )
+        except Exception as error:
+            if not code_of(error):
+                raise
+            return
+        said = answer.get("Attributes", {}).get("MaximumMessageSize")
+        if said is not None:
+            self._limits[queue] = int(said)
 
     def _begin(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -261,17 +311,17 @@ class SqsRemote(Remote):
 
     async def send(self, items: Sequence[Item], done: Done) -> None:
         wall = time.time()
-        lots: dict[str, list[tuple[Item, dict[str, Any]]]] = {}
+        lots: dict[str, Lot] = {}
         sizes: dict[str, int] = {}
         for item in items:
             try:
                 queue = _queue(item)
                 entry = entry_of(item, queue, wall)
-                size = check_size(entry, self._config.max_message_size)
+                size = check_size(entry, self._most(queue))
             except Poison as poison:
                 done(item, poison)
                 continue
-            if sizes.get(queue, 0) + size > self._config.max_message_size:
+            if sizes.get(queue, 0) + size > self._most(queue):
                 await self._hand_over(queue, lots.pop(queue), done)
                 sizes[queue] = 0
             lot = lots.setdefault(queue, [])
@@ -281,84 +331,84 @@ class SqsRemote(Remote):
         for queue, lot in lots.items():
             await self._hand_over(queue, lot, done)
 
-    async def _hand_over(
-        self, queue: str, lot: list[tuple[Item, dict[str, Any]]], done: Done
-    ) -> None:
+    def _most(self, queue: str) -> int:
+        """Bytes of a message to the queue, and of a batch."""
+        configured = self._config.max_message_size
+        return self._limits.get(queue, LARGEST) if configured is None else configured
+
+    async def _hand_over(self, queue: str, lot: Lot, done: Done) -> None:
         await self._free.acquire()
         self._begin(self._send(queue, lot, done))
 
-    async def _send(self, queue: str, lot: list[tuple[Item, dict[str, Any]]], done: Done) -> None:
+    async def _send(self, queue: str, lot: Lot, done: Done) -> None:
         try:
-            url = await self._url(queue)
-            answer = await self._client.send_message_batch(
-                QueueUrl=url, Entries=[entry for _, entry in lot]
-            )
+            await self._send_lot(queue, lot, done)
         except _Absent as absent:
             for item, _ in lot:
                 done(item, Retry(str(absent)))
-            return
         except Exception as error:
             self.end(told(error, ", ".join(sorted({item.place for item, _ in lot}))))
-            return
         finally:
             self._free.release()
+
+    async def _send_lot(self, queue: str, lot: Lot, done: Done) -> None:
+        url = await self._url(queue)
+        try:
+            answer = await self._client.send_message_batch(
+                QueueUrl=url, Entries=[entry for _, entry in lot]
+            )
+        except Exception as error:
+            if code_of(error) not in _UNFIT:
+                raise
+            if len(lot) == 1:
+                done(lot[0][0], Poison(f"SQS: {error}"))
+                return
+            for one in lot:  # it is one of them, or all of them together
+                await self._send_lot(queue, [one], done)
+            return
+        waiting = {entry["Id"]: item for item, entry in lot}
         for taken in answer.get("Successful", ()):
-            done(lot[int(taken["Id"])][0], None)
+            done(waiting.pop(taken["Id"]), None)
         for refused in answer.get("Failed", ()):
-            words = f"{refused.get('Code')}: {refused.get('Message', '')}"
+            words = f"SQS: {refused.get('Code')}: {refused.get('Message', '')}"
             failure = Poison(words) if refused.get("SenderFault") else Retry(words)
-            done(lot[int(refused["Id"])][0], failure)
+            done(waiting.pop(refused["Id"]), failure)
+        for item in waiting.values():
+            done(item, Retry("SQS: no word of it in the answer to its batch"))
 
     # Inward.
 
     async def consume(self, intake: Intake) -> None:
-        for rule in intake.rules:
-            handles: list[str] = []
-            self._begin(self._poll(rule, intake, handles))
-            self._begin(self._delete_all(rule, handles))
-
-    async def _poll(self, rule: Rule, intake: Intake, handles: list[str]) -> None:
         config = self._config
+        for rule in intake.rules:
+            receiver = Receiver(
+                self._client,
+                self._urls[rule.source],
+                math.ceil(config.visibility),
+                config.poll,
+                config.window,
+            )
+            self._receivers.append(receiver)
+            put = self._putter(rule, intake)
+            self._begin(self._until_it_fails(rule, receiver.poll(intake, put, time.monotonic)))
+            self._begin(self._until_it_fails(rule, receiver.keep_hidden(time.monotonic)))
+            self._begin(self._until_it_fails(rule, receiver.delete_all()))
+
+    async def _until_it_fails(self, rule: Rule, work: Awaitable[None]) -> None:
         try:
-            while True:
-                await intake.room()
-                answer = await self._client.receive_message(
-                    QueueUrl=self._urls[rule.source],
-                    MaxNumberOfMessages=_BATCH,
-                    WaitTimeSeconds=config.poll,
-                    VisibilityTimeout=int(config.visibility),
-                    MessageAttributeNames=["All"],
-                    AttributeNames=["All"],
-                )
-                for got in answer.get("Messages", ()):
-                    self._put(rule, intake, handles, got)
+            await work
         except Exception as error:
             self.end(told(error, rule.place))
 
-    def _put(self, rule: Rule, intake: Intake, handles: list[str], got: dict[str, Any]) -> None:
-        message, headers = message_of(rule.source, got, time.time())
-        group = got.get("Attributes", {}).get("MessageGroupId", "")
+    def _putter(self, rule: Rule, intake: Intake) -> Put:
+        def put(got: dict[str, Any], settle: Settle) -> None:
+            message, headers = message_of(rule.source, got, time.time())
+            group = got.get("Attributes", {}).get("MessageGroupId", "")
+            intake.put(
+                Incoming(rule, message, settle, key=group, id=got["MessageId"], headers=headers)
+            )
 
-        def settle(failure: Failure | None) -> None:
-            if failure is None:
-                handles.append(got["ReceiptHandle"])
-
-        intake.put(Incoming(rule, message, settle, key=group, id=got["MessageId"], headers=headers))
-
-    async def _delete_all(self, rule: Rule, handles: list[str]) -> None:
-        """Delete what is durable here; what can't be deleted comes again."""
-        try:
-            while True:
-                await asyncio.sleep(_DELETE_S)
-                while handles:
-                    some = handles[:_BATCH]
-                    del handles[: len(some)]
-                    entries = [{"Id": str(n), "ReceiptHandle": h} for n, h in enumerate(some)]
-                    await self._client.delete_message_batch(
-                        QueueUrl=self._urls[rule.source], Entries=entries
-                    )
-        except Exception as error:
-            self.end(told(error, rule.place))
+        return put
 
     # The end.
 
@@ -371,6 +421,11 @@ class SqsRemote(Remote):
         for work in works:
             work.cancel()
         await asyncio.gather(*works, return_exceptions=True)
+        receivers, self._receivers = self._receivers, []
+        if self._over is not None and not self._over.done():  # it is we who end it
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(_GIVE_BACK_S):
+                    await asyncio.gather(*(each.give_back() for each in receivers))
         with contextlib.suppress(Exception):
             await self._stack.aclose()
 
@@ -387,9 +442,10 @@ def _queue(item: Item) -> str:
 
 
 def code_of(error: Exception) -> str:
-    """AWS's code of an error; "" for what isn't an answer of AWS."""
+    """AWS's code of an error, without its prefix; "" for what isn't an answer of AWS."""
     response = getattr(error, "response", None)
-    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+    code = str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+    return code.rpartition(".")[2]
 
 
 def told(error: Exception, place: str = "") -> Failure:
