@@ -11,14 +11,14 @@ Must not know: SQL, caches, connections.
 
 Invariants: what no row allows is denied. A filter that is subscribed to has to be allowed as a
 whole by one row; what a row denies inside of it is kept back message by message (`receive`). A name
-or an id with `+`, `#` or `/` in it is not put in place of %u or %c (CVE-2017-7650): a row that
-would need it allows nothing and, where it denies, denies everything. A row that can't be understood
-makes the whole answer an error.
+or an id with `+`, `#` or `/` in it, or with "$" in front, is not put in place of %u or %c
+(CVE-2017-7650): a row that would need it allows nothing and, where it denies, denies everything. A
+row that can't be understood makes the whole answer an error, and so does a flag that isn't 0 or 1:
+the text "0" or "false" must not be a yes.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -33,6 +33,10 @@ _ACTIONS: Final = (PUBLISH, SUBSCRIBE, RECEIVE, ALL)
 _UNSAFE: Final = frozenset("+#/")
 
 Row = tuple[str, str, bool]
+
+
+class BadRow(ValueError):
+    """A row that means nothing; the text says why."""
 
 
 class Rights:
@@ -60,17 +64,26 @@ class Rights:
 
 
 def rights_of(rows: Sequence[Sequence[Any]]) -> Rights:
-    """The rights that a query has answered. sqlite3.DataError for rows that mean nothing."""
+    """The rights that a query has answered. BadRow for rows that mean nothing."""
     return Rights([_row(row) for row in rows])
 
 
 def _row(row: Sequence[Any]) -> Row:
     action, topic_filter = row[0], row[1]
     if action not in _ACTIONS:
-        raise sqlite3.DataError(f"action {action!r}: expected {', '.join(_ACTIONS)}")
+        raise BadRow(f"action {action!r}: expected {', '.join(_ACTIONS)}")
     if not isinstance(topic_filter, str) or not _is_inner_filter(topic_filter):
-        raise sqlite3.DataError(f"{topic_filter!r}: expected a topic filter, without $share")
-    return action, topic_filter, len(row) < 3 or bool(row[2])
+        raise BadRow(f"{topic_filter!r}: expected a topic filter, without $share")
+    return action, topic_filter, len(row) < 3 or flag("allow", row[2])
+
+
+def flag(column: str, value: object) -> bool:
+    """A column that says yes (1) or no (0, NULL). BadRow for anything else."""
+    if value is None:
+        return False
+    if not isinstance(value, int) or value not in (0, 1):
+        raise BadRow(f"{column}: found {type(value).__name__}, expected the number 0 or 1")
+    return value == 1
 
 
 def _is_inner_filter(text: str) -> bool:
@@ -90,7 +103,7 @@ def _filled(topic_filter: str, username: str, client_id: str) -> Levels | None:
     levels = []
     for level in levels_of(topic_filter):
         for mark, text in (("%u", username), ("%c", client_id)):
-            if mark in level and (not text or _UNSAFE & set(text)):
+            if mark in level and (not text or text[0] == "$" or _UNSAFE & set(text)):
                 return None
         # In one step, so that a name with %c in it isn't filled in again.
         parts = [part.replace("%c", client_id) for part in level.split("%u")]

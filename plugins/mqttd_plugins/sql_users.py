@@ -45,7 +45,15 @@ from mqttd.api import (
 from mqttd_plugins import _hashes
 from mqttd_plugins._hashes import PasswordHash
 from mqttd_plugins._sql_reader import Reader, Row
-from mqttd_plugins._sql_rights import PUBLISH, RECEIVE, SUBSCRIBE, Rights, rights_of
+from mqttd_plugins._sql_rights import (
+    PUBLISH,
+    RECEIVE,
+    SUBSCRIBE,
+    BadRow,
+    Rights,
+    flag,
+    rights_of,
+)
 from mqttd_plugins._time_limits import check_waits
 from mqttd_plugins._user_store import disconnect
 from mqttd_plugins._verifier import Busy, HashingConfig, Verifier
@@ -59,8 +67,10 @@ class Config(HashingConfig):
 
     database: FilePath
     """The SQLite file."""
-    users: str = "SELECT password_hash, superuser FROM users WHERE username = :username"
-    """One row: the hash and, if there is a second column, whether the user may do everything."""
+    users: str = "SELECT password_hash, superuser, username FROM users WHERE username = :username"
+    """One row: the hash; in a second column whether the user may do everything (1) or not (0); in a
+    third what the user is called from then on, where the database takes several spellings for one
+    name."""
     rights: str | None = None
     """Rows of (action, topic filter) or (action, topic filter, allow); absent: not our business."""
     rights_for: Duration = Field(default=30.0, gt=0)
@@ -95,6 +105,12 @@ class _Account:
         self.stored: object = None  # the hash, as the database has it
         self.superuser = False
         self.rights: Rights | None = None
+
+    def close(self) -> None:
+        """Its rows mean nothing: it may do nothing, until they do."""
+        self.stored = None
+        self.superuser = False
+        self.rights = Rights([])
 
 
 class SqlUsers(Plugin[Config]):
@@ -171,15 +187,23 @@ class SqlUsers(Plugin[Config]):
             if not right or credentials.password is None:
                 self.broker.count("wrong_passwords")
                 return Deny("bad user name or password", reason_codes.BAD_USER_NAME_OR_PASSWORD)
-            client.attributes[self._mine] = await self._load(user, row)
+            name = _name_in(row, user)
+            client.attributes[self._mine] = await self._load(name, row)
             self._mark(asked_in)
         except Busy:
             return Deny("too many logins at a time", reason_codes.SERVER_BUSY)
+        except BadRow as error:
+            self._warn(user, error)
+            return Deny("what the user may do can't be read", reason_codes.SERVER_UNAVAILABLE)
         except sqlite3.Error as error:
             self._complain(error)
             return Deny("the users can't be looked up", reason_codes.SERVER_UNAVAILABLE)
         self.broker.count("logins")
-        return Allow(rule=str(self.config.database))
+        return Allow(rule=str(self.config.database), username=name)
+
+    def _warn(self, user: str, error: BadRow) -> None:
+        self.broker.count("failures")
+        self.broker.log.error("%s, user %r: %s", self.config.database, user, error)
 
     def _usable(self, user: str, text: object) -> PasswordHash | None:
         try:
@@ -189,7 +213,7 @@ class SqlUsers(Plugin[Config]):
             return None
 
     async def _load(self, user: str, row: Row | None) -> _Account:
-        """The account of a user, with the rights of now."""
+        """The account of a user, with the rights of now. BadRow where the database has nonsense."""
         rights = None
         if self.config.rights is not None:
             found = (
@@ -198,11 +222,12 @@ class SqlUsers(Plugin[Config]):
                 else await self._reader.rows(self.config.rights, {"username": user})
             )
             rights = rights_of(found)
+        superuser = row is not None and len(row) > 1 and flag("superuser", row[1])
         account = self._accounts.get(user)
         if account is None:
             account = self._accounts[user] = _Account(user)
         account.stored = None if row is None else row[0]
-        account.superuser = row is not None and len(row) > 1 and bool(row[1])
+        account.superuser = superuser
         account.rights = rights
         return account
 
@@ -239,10 +264,13 @@ class SqlUsers(Plugin[Config]):
         asked_in = self._refreshes
         try:
             row = await self._reader.row(self.config.users, {"username": user})
-            if row is None:
+            if row is None or _name_in(row, user) != user:
                 return NOT_MINE
             client.attributes[self._mine] = await self._load(user, row)
             self._mark(asked_in)
+        except BadRow as error:
+            self._warn(user, error)
+            return Deny(_UNREADABLE, cache=False)
         except sqlite3.Error as error:
             self._complain(error)
             return Deny(_UNREADABLE, cache=False)
@@ -293,7 +321,12 @@ class SqlUsers(Plugin[Config]):
             for account in list(self._accounts.values()):
                 before = account.stored
                 row = await self._reader.row(self.config.users, {"username": account.username})
-                if (await self._load(account.username, row)).stored != before:
+                try:
+                    await self._load(account.username, row)
+                except BadRow as error:  # nobody else has to suffer from it
+                    self._warn(account.username, error)
+                    account.close()
+                if account.stored != before:
                     changed.add(account.username)
         except BaseException:
             self._behind = True
@@ -312,7 +345,7 @@ class SqlUsers(Plugin[Config]):
 
 async def _try(reader: Reader, config: Config) -> None:
     """Ask the database for nobody. ValueError where it or a query is no good."""
-    queries = [("users", config.users, (1, 2))]
+    queries: list[tuple[str, str, tuple[int, ...]]] = [("users", config.users, (1, 2, 3))]
     if config.rights is not None:
         queries.append(("rights", config.rights, (2, 3)))
     for key, query, columns in queries:
@@ -321,5 +354,14 @@ async def _try(reader: Reader, config: Config) -> None:
         except sqlite3.Error as error:
             raise ValueError(f"{config.database}: {key}: {error}") from error
         if found not in columns:
-            expected = " or ".join(map(str, columns))
+            expected = f"{columns[0]} to {columns[-1]}"
             raise ValueError(f"{key}: the query has {found} columns, expected {expected}")
+
+
+def _name_in(row: Row, asked: str) -> str:
+    """What the user is called. BadRow where the database has no name for him."""
+    if len(row) < 3:
+        return asked
+    if not isinstance(row[2], str) or not row[2]:
+        raise BadRow(f"username: found {type(row[2]).__name__}, expected text")
+    return row[2]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mqttd_plugins._sql_rights import PUBLISH, RECEIVE, SUBSCRIBE, rights_of
+from mqttd_plugins._sql_rights import PUBLISH, RECEIVE, SUBSCRIBE, BadRow, rights_of
 from mqttd_plugins.sql_users import Config, SqlUsers
 from pydantic import ValidationError
 
@@ -253,6 +253,57 @@ async def test_who_is_taken_out_is_disconnected_and_may_nothing(tmp_path: Path) 
         assert await kit.may(clients[1], PUBLISH, "a")
 
 
+@pytest.mark.parametrize("flag", ["false", "0"])
+async def test_a_superuser_who_is_none_gets_nothing(tmp_path: Path, flag: str) -> None:
+    kit = Kit(tmp_path, rights=RIGHTS)
+    kit.run(SCHEMA.replace("superuser INTEGER", "superuser TEXT"))
+    kit.run(f"INSERT INTO users VALUES ('alice', '{cheap('secret')}', '{flag}')")
+    async with Running(kit):
+        assert await kit.login("alice") == Deny("what the user may do can't be read", 0x88)
+        met = Client("c", "alice")  # let in by another plugin
+        assert not await kit.may(met, PUBLISH, "a")
+        assert kit.stand_in.counts["failures"] == 2
+
+
+async def test_a_bad_row_of_one_user_is_his_alone(tmp_path: Path) -> None:
+    kit = filled(tmp_path, rights=RIGHTS)
+    kit.add("bob")
+    for user in ("alice", "bob"):
+        kit.grant(user, "all", "a")
+    async with Running(kit):
+        clients = [Client(f"of-{user}", user) for user in ("alice", "bob")]
+        for client in clients:
+            assert isinstance(await kit.enter(client), Allow)
+        kit.run("UPDATE rights SET action = 'everything' WHERE username = 'alice'")
+        await kit.stand_in.advance(100)
+        assert not await kit.may(clients[0], PUBLISH, "a")
+        assert await kit.may(clients[1], PUBLISH, "a")
+
+
+async def test_a_name_is_the_one_that_the_database_has(tmp_path: Path) -> None:
+    """Otherwise a user who writes his name in another way has none of what lists deny him."""
+    kit = Kit(tmp_path, rights=RIGHTS)
+    kit.run(SCHEMA.replace("username TEXT PRIMARY KEY", "username TEXT PRIMARY KEY COLLATE NOCASE"))
+    kit.add("alice")
+    kit.grant("alice", "all", "home/%u")
+    async with Running(kit):
+        client = Client("c", "ALICE")
+        answer = await kit.enter(client)
+        assert isinstance(answer, Allow)
+        assert answer.username == "alice"
+        client.username = answer.username  # as the broker does
+        assert await kit.may(client, PUBLISH, "home/alice")
+        stranger = Client("c", "ALICE")  # somebody else let in a user of this name
+        assert await kit.decide(stranger, PUBLISH, "home/ALICE") == NOT_MINE
+
+
+async def test_a_user_without_a_name_is_not_let_in(tmp_path: Path) -> None:
+    query = "SELECT password_hash, superuser, NULL FROM users WHERE username = :username"
+    kit = filled(tmp_path, users=query)
+    async with Running(kit):
+        assert isinstance(await kit.login("alice"), Deny)
+
+
 async def test_a_change_while_a_password_is_checked_is_not_missed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,7 +413,7 @@ async def test_nothing_is_ever_written(tmp_path: Path) -> None:
     ("keys", "problem"),
     [
         ({"users": "SELECT x FROM users WHERE username = :username"}, "users: no such column: x"),
-        ({"users": "SELECT 1, 2, 3 WHERE 'a' = :username"}, "3 columns, expected 1 or 2"),
+        ({"users": "SELECT 1, 2, 3, 4 WHERE 'a' = :username"}, "4 columns, expected 1 to 3"),
         ({"rights": "SELECT action FROM rights WHERE username = :username"}, "1 columns"),
         ({"rights": "SELECT 1, 2 WHERE :username = ?"}, "rights: "),
         ({"users": "SELECT 1 WHERE 'a' = :username; SELECT 2"}, "one statement at a time"),
@@ -421,7 +472,7 @@ def test_a_configuration_that_makes_no_sense_is_refused(keys: dict[str, Any]) ->
 # What rows mean.
 
 
-@pytest.mark.parametrize("name", ["+", "#", "a/b", "a+", "", "#/x"])
+@pytest.mark.parametrize("name", ["+", "#", "a/b", "a+", "", "#/x", "$SYS"])
 def test_a_name_with_wildcards_fills_no_filter(name: str) -> None:
     """CVE-2017-7650: a user called "#" had the rights of everybody."""
     for mark in ("%u", "%c"):
@@ -429,6 +480,24 @@ def test_a_name_with_wildcards_fills_no_filter(name: str) -> None:
         who = (name, "c") if mark == "%u" else ("alice", name)
         for topic in ("home/bob/x", f"home/{name}/x", "home/+/#", "home/#"):
             assert isinstance(rights.decide(SUBSCRIBE, topic, *who), Deny)
+
+
+def test_a_client_id_with_a_dollar_reaches_nothing_of_the_brokers() -> None:
+    rights = rights_of([("all", "%c/#")])
+    assert isinstance(rights.decide(PUBLISH, "c1/x", "alice", "c1"), Allow)
+    for topic in ("$SYS/#", "$SYS/broker/version", "$delayed/1/x"):
+        client_id = topic.partition("/")[0]
+        assert isinstance(rights.decide(SUBSCRIBE, topic, "alice", client_id), Deny)
+
+
+@pytest.mark.parametrize("no", ["0", "false", "", b"", 2, -1, 0.0, 1.0])
+def test_a_flag_that_is_no_number_is_no_yes(no: object) -> None:
+    with pytest.raises(BadRow, match="expected the number 0 or 1"):
+        rights_of([("all", "#", no)])
+
+
+def test_a_flag_without_a_value_is_a_no() -> None:
+    assert isinstance(rights_of([("all", "#", None)]).decide(PUBLISH, "a", "u", "c"), Deny)
 
 
 def test_a_denial_that_cant_be_filled_in_denies_everything() -> None:
@@ -467,7 +536,7 @@ def test_a_wildcard_reaches_no_dollar_topic() -> None:
 
 @pytest.mark.parametrize("row", [("all", "$share/g/a"), ("all", None), (None, "a"), ("all", "")])
 def test_rows_that_mean_nothing(row: tuple[Any, Any]) -> None:
-    with pytest.raises(sqlite3.DataError):
+    with pytest.raises(BadRow):
         rights_of([row])
 
 

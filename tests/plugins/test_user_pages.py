@@ -67,7 +67,7 @@ def test_the_schema_goes_with_the_queries(root: Path) -> None:
         connection.execute("INSERT INTO users (username, password_hash) VALUES ('a', 'hash')")
         connection.execute("INSERT INTO rights (username, action, filter) VALUES ('a', 'all', '#')")
         about = {"username": "a"}
-        assert connection.execute(config.users, about).fetchall() == [("hash", 0)]
+        assert connection.execute(config.users, about).fetchall() == [("hash", 0, "a")]
         assert config.rights is not None
         assert connection.execute(config.rights, about).fetchall() == [("all", "#", 1)]
     connection.close()
