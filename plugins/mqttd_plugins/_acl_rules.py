@@ -311,9 +311,12 @@ def _network(value: object) -> Network | None:
 
 def _is_in(address: str, network: Network) -> bool:
     try:
-        return ipaddress.ip_address(address) in network
+        found = ipaddress.ip_address(address)
     except ValueError:
         return False
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped  # as a socket for both kinds shows an IPv4 address
+    return found in network
 
 
 def _stays_inside(value: str) -> bool:

@@ -101,6 +101,8 @@ def test_rules_for_addresses_are_for_those_alone() -> None:
     assert bound(rules).publish("a", 0, False) == Found(False, "deny all a")
     at_v6 = bound(rules, address="2001:db8::1")
     assert at_v6.publish("a", 0, False) == Found(True, "allow all a")
+    mapped = bound(rules, address="::ffff:192.0.2.7")  # on a socket for IPv6 and IPv4
+    assert mapped.publish("a", 0, False) == Found(False, "deny all a")
     assert bound(rules, address="unix:/run/mqttd.sock").publish("a", 0, False) is None
 
 
