@@ -7,17 +7,18 @@ the verdict; the salts of users who don't exist. The messages are `_scram`, the 
 Must not know: topics, sessions, plain passwords.
 
 Invariants: fail closed. Somebody who doesn't exist gets a salt that is always the same for his
-name, also after a restart (it comes from a secret in the plugin's table), and fails where a wrong
-password would. Who connected as one user can't go on as another: a user name in CONNECT, and that
-of the connection afterwards, has to be the one of the exchange. Refusals carry 0x87, which CONNACK
-and DISCONNECT both know.
+name, also after a restart (it comes from a secret in the plugin's table), of a length and at a cost
+that some of the users have, in the same proportions, and fails where a wrong password would. Who
+connected as one user can't go on as another: a user name in CONNECT, and that of the connection
+afterwards, has to be the one of the exchange. Refusals carry 0x87, which CONNACK and DISCONNECT
+both know.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import secrets
-from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -48,7 +49,7 @@ class Scram(Plugin[Config]):
         self._store = UserStore(broker, config, _read, self._replaced)
         self._under_way = f"{broker.name}: exchange"
         self._secret = b""
-        self._usual_iterations = _scram_keys.ITERATIONS
+        self._kinds: list[tuple[int, int]] = []  # of all users: iterations, length of the salt
 
     async def start(self) -> None:
         table = self.broker.table()
@@ -71,9 +72,8 @@ class Scram(Plugin[Config]):
         self.config = config
 
     def _replaced(self) -> None:
-        costs = Counter(entry.value.iterations for entry in self._store.entries.values())
-        usual = costs.most_common(1)
-        self._usual_iterations = usual[0][0] if usual else _scram_keys.ITERATIONS
+        keys = [entry.value for entry in self._store.entries.values()]
+        self._kinds = sorted((one.iterations, len(one.salt)) for one in keys)
 
     def authenticate_enhanced(
         self, client: Client, method: str, data: bytes | None, first: bool
@@ -112,14 +112,16 @@ class Scram(Plugin[Config]):
         return Allow(rule=self._store.place(entry), username=user, data=signature.encode())
 
     def _nobody(self, user: str) -> Keys:
-        """Keys that no password has, with a salt that looks like anybody's."""
-        salt = hmac.digest(self._secret, user.encode("utf-8"), "sha256")
-        return Keys(
-            self._usual_iterations,
-            salt[: _scram_keys.SALT_BYTES],
-            secrets.token_bytes(32),
-            secrets.token_bytes(32),
-        )
+        """Keys that no password has, with a salt and a cost that look like anybody's."""
+        name = user.encode("utf-8")
+        iterations, length = _scram_keys.ITERATIONS, _scram_keys.SALT_BYTES
+        if self._kinds:
+            # A place among all users in order, not a number of one: another user more or less
+            # changes the answer for hardly any name.
+            part = int.from_bytes(hmac.digest(self._secret, b"kind" + name, "sha256")[:8], "big")
+            iterations, length = self._kinds[(part * len(self._kinds)) >> 64]
+        salt = hashlib.shake_256(self._secret + name).digest(length)
+        return Keys(iterations, salt, secrets.token_bytes(32), secrets.token_bytes(32))
 
 
 def _read(path: Path) -> dict[str, Entry[Keys]]:

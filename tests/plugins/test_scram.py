@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,30 @@ async def test_an_unknown_user_has_a_salt_that_stays(tmp_path: Path) -> None:
     again.stand_in.tables = kit.stand_in.tables  # the broker was started again
     await again.plugin.start()
     assert salt(again, "mallory") == mallory
+
+
+async def test_unknown_users_are_of_all_kinds_that_users_are(tmp_path: Path) -> None:
+    """Otherwise one whose keys were made with other numbers than most would be seen to exist."""
+    kit = Kit(tmp_path / "scram")
+    kinds = [(4096, 16)] * 3 + [(9000, 24)]
+    texts = [_scram_keys.derive("pw", b"s" * length, cost).text for cost, length in kinds]
+    lines = [f"user{number}:{text}" for number, text in enumerate(texts)]
+    kit.file.write_text("\n".join(lines))
+    await kit.plugin.start()
+
+    def kind(user: str) -> tuple[int, int]:
+        challenge = kit.challenge(Device(user, "x"), Client("c")).decode()
+        fields = dict(part.split("=", 1) for part in challenge.split(","))
+        return int(fields["i"]), len(base64.b64decode(fields["s"]))
+
+    names = [f"nobody{number}" for number in range(400)]
+    before = {name: kind(name) for name in names}
+    counted = Counter(before.values())
+    assert set(counted) == set(kinds)
+    assert 50 < counted[9000, 24] < 150  # of 400, where one user in four is of that kind
+    kit.file.write_text("\n".join([*lines, f"another:{texts[0]}"]))
+    await kit.plugin.reload(kit.plugin.config)
+    assert sum(kind(name) != before[name] for name in names) < 60  # and not all of them anew
 
 
 async def test_nonces_never_come_twice(tmp_path: Path) -> None:
