@@ -39,6 +39,7 @@ from mqttd.api import (
     Size,
     reason_codes,
 )
+from mqttd_plugins._bans import brief
 from mqttd_plugins._time_limits import check_waits
 
 FORGET_AT_ONCE: Final = 4
@@ -194,7 +195,8 @@ class RateLimit(Plugin[Config]):
 
     def _bucket_of(self, client: Client, limit: Limit, now: float) -> Bucket:
         # The listener is part of the key: another one may have another limit.
-        key = (client.listener, client.client_id)
+        # Long identifiers are for clients to make up: nobody makes this table large with them.
+        key = (client.listener, brief(client.client_id))
         bucket = self._clients.get(key)
         if bucket is not None:
             self._clients.move_to_end(key)

@@ -212,6 +212,15 @@ async def test_a_flood_of_client_ids_costs_no_more_than_its_bound() -> None:
     assert await delay_of(plugin, broker, client=Client("c99")) == 1.0
 
 
+async def test_a_long_client_id_takes_no_more_room_than_a_short_one() -> None:
+    plugin, broker = await started(client=Limit(messages=1.0))
+    long = Client("c" * 65535)
+    await delay_of(plugin, broker, client=long)
+    assert await delay_of(plugin, broker, client=long) == 1.0
+    assert await delay_of(plugin, broker, client=Client("c" * 65534)) == 0
+    assert all(len(client_id) < 100 for _, client_id in plugin._clients)
+
+
 async def test_a_reload_brings_the_new_limits() -> None:
     plugin, broker = await started(client=Limit(messages=1.0))
     await delay_of(plugin, broker)
