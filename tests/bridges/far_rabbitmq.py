@@ -1,9 +1,15 @@
-"""RabbitMQ as the far end of a trial, killed by SIGKILL."""
+"""RabbitMQ as the far end of a trial, killed by SIGKILL; and one with TLS and more users.
+
+The clients here are aiormq's, which the bridge has nothing in common with.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
+import json
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,11 +18,54 @@ from typing import Any
 import aiormq
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
-from tests.bridges.servers import RabbitMQ, Server
+from tests.bridges.servers import RabbitMQ, Server, free_ports
 from tests.bridges.trial import Far, Got, Ledger
+from tests.tls import Authority
 
 PLUGIN = "mqttd_plugins.bridge_rabbitmq:BridgeRabbitMQ"
 _AGAIN_S = 0.1
+
+
+class SecureRabbitMQ(RabbitMQ):
+    """It listens with TLS, too. `thermometer` logs in by certificate, `reader` may write nothing.
+
+    The password of `reader` is `reader`; whose certificate isn't of `authority` has no way in.
+    """
+
+    def prepare(self) -> None:
+        super().prepare()
+        (self.tls_port,) = free_ports(1)
+        self.authority = Authority(self.place)
+        certificate, key = self.authority.issue("server", "localhost")
+        with open(self.place / "rabbitmq.conf", "a") as conf:
+            conf.write(
+                f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}\n"
+                f"ssl_options.cacertfile = {self.authority.file}\n"
+                f"ssl_options.certfile = {certificate}\n"
+                f"ssl_options.keyfile = {key}\n"
+                "ssl_options.verify = verify_peer\n"
+                "ssl_options.fail_if_no_peer_cert = false\n"
+                "ssl_cert_login_from = common_name\n"
+                "auth_mechanisms.1 = PLAIN\n"
+                "auth_mechanisms.2 = EXTERNAL\n"
+                f"load_definitions = {self.place}/definitions.json\n"
+            )
+        (self.place / "enabled_plugins").write_text("[rabbitmq_auth_mechanism_ssl].\n")
+        rights = {"guest": ".*", "thermometer": ".*", "reader": "^$"}
+        definitions = {
+            "vhosts": [{"name": "/"}],
+            "users": [{"name": n, "password_hash": _hashed(n), "tags": ""} for n in rights],
+            "permissions": [
+                {"user": name, "vhost": "/", "configure": ".*", "write": write, "read": ".*"}
+                for name, write in rights.items()
+            ],
+        }
+        (self.place / "definitions.json").write_text(json.dumps(definitions))
+
+
+def _hashed(password: str) -> str:
+    salt = b"salt"
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
 @contextlib.asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from mqttd_plugins.bridge_rabbitmq import Config, RabbitRemote, _access_of
 from pydantic import ValidationError
 
 from tests.bridges.faces import bridge_of, figures, until_state, with_bridge
-from tests.bridges.far_rabbitmq import PLUGIN, FarRabbitMQ, channel_to
+from tests.bridges.far_rabbitmq import PLUGIN, FarRabbitMQ, SecureRabbitMQ, channel_to
 from tests.bridges.mqtt_kit import Peer, properties_of, user_of
 from tests.bridges.servers import Server
 from tests.bridges.trial import trial
 from tests.net.kit import reserved_port, until
+from tests.tls import Authority
 
 LOG = logging.getLogger("test")
 OUT = {"direction": "out", "from": "site/#"}
@@ -28,6 +30,17 @@ def real(test: Any) -> Any:
     for mark in REAL:
         test = mark(test)
     return test
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """RabbitMQ, with TLS and more users."""
+    server = SecureRabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
 
 
 def configured(*rules: dict[str, Any], **more: Any) -> Config:
@@ -125,6 +138,13 @@ class Queue:
         await until(lambda: len(self.got) >= number)
         found, self.got = self.got[:number], self.got[number:]
         return found
+
+
+def secured(server: Server) -> SecureRabbitMQ:
+    if not server.ours:
+        pytest.skip("MQTTD_TEST_RABBITMQ has not the users and certificates of this test")
+    assert isinstance(server, SecureRabbitMQ)
+    return server
 
 
 def bridged(server: Server, *rules: dict[str, Any], **more: Any) -> Any:
@@ -327,6 +347,56 @@ async def test_what_came_in_and_makes_no_topic_is_dead_lettered(rabbitmq: Server
         assert "to: " in user_of(got["$dlq/up"])["mqttd-dlq-reason"]
         state = await channel.queue_declare("odd", passive=True)
         assert state.message_count == 0
+
+
+@real
+async def test_over_tls_by_password_and_by_certificate(rabbitmq: Server) -> None:
+    secure = secured(rabbitmq)
+    address, trust = f"localhost:{secure.tls_port}", {"ca": str(secure.authority.file)}
+    pair = secure.authority.issue("thermometer", "thermometer")
+    shown = {"cert": str(pair[0]), "key": str(pair[1])}
+    async with channel_to(rabbitmq) as channel:
+        queue = await Queue(channel, "secure").bind("site.#")
+        for tls in (trust, trust | shown):
+            async with (
+                with_bridge(PLUGIN, addresses=[address], rules=[OUT], tls=tls) as broker,
+                Peer.at(broker.port("t")) as peer,
+            ):
+                await peer.publish("site/a", b"1")
+                assert [one.body for one in await queue.get()] == [b"1"]
+
+
+@real
+async def test_a_certificate_that_is_no_good_is_refused_on_either_side(
+    rabbitmq: Server, tmp_path: Path
+) -> None:
+    secure = secured(rabbitmq)
+    address, trust = f"localhost:{secure.tls_port}", {"ca": str(secure.authority.file)}
+    other = Authority(tmp_path, "other")
+    for tls, pair, text in (
+        ({"ca": str(other.file)}, None, "its certificate is no good"),
+        (trust, other.issue("stranger", "thermometer"), "localhost:"),
+        (trust, secure.authority.issue("nobody", "nobody"), "the certificate is no login"),
+    ):
+        shown = {} if pair is None else {"cert": str(pair[0]), "key": str(pair[1])}
+        rules, more = [OUT], {"tls": tls | shown, "addresses": [address]}
+        async with with_bridge(PLUGIN, rules=rules, **more) as broker:
+            assert text in await until_state(broker, "refused"), text
+
+
+@real
+async def test_a_user_that_may_not_write_loses_nothing(rabbitmq: Server, tmp_path: Path) -> None:
+    secured(rabbitmq)
+    password = tmp_path / "password"
+    password.write_text("reader")
+    login = {"username": "reader", "password_file": str(password), "tries": 1}
+    async with bridged(rabbitmq, OUT, **login) as broker, Peer.at(broker.port("t")) as peer:
+        for number in range(4):
+            await peer.publish(f"site/{number}", b"1")
+        reason = await until_state(broker, "refused")
+        assert reason.startswith("rules[0]: ACCESS_REFUSED - access to exchange 'amq.topic'")
+        await until(lambda: figures(broker, "out")["failed"] >= 8)  # on two connections
+        assert figures(broker, "out")["dead_lettered"] == 0
 
 
 @real
