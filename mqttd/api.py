@@ -37,6 +37,7 @@ from mqttd.hooks.loader import configured
 from mqttd.hooks.plugin import (
     BrokerServices,
     InternalClient,
+    NoRoom,
     Plugin,
     PluginConfig,
     Received,
@@ -121,6 +122,7 @@ __all__ = [
     "InternalClient",
     "Message",
     "MessageProperties",
+    "NoRoom",
     "NotMine",
     "PacketProperties",
     "Plugin",

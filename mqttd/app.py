@@ -193,6 +193,7 @@ class App:
         if hooks is None:
             return []
         lost = {one.guard.name: one.lost for one in hooks.observers}
+        failed = {one.guard.name: one.failed for one in hooks.observers}
         return [
             PluginFacts(
                 guard.name,
@@ -205,6 +206,7 @@ class App:
                 hooks.services[guard.name].counts,
                 hooks.services[guard.name].gauges,
                 guard.figures(),
+                failed.get(guard.name, 0),
             )
             for guard in hooks.guards
         ]

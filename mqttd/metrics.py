@@ -93,6 +93,10 @@ METRICS: Final = (
     Metric(
         "mqttd_events_lost_total", COUNTER, ("plugin",), "events that an observer was too slow for"
     ),
+    Metric(
+        "mqttd_events_failed_total", COUNTER, ("plugin",), "events that an observer failed to take"
+    ),
+    Metric("mqttd_events_overflow_total", COUNTER, (), "events too many for any observer"),
     Metric("mqttd_bugs_total", COUNTER, (), "exceptions that ended one connection; see the log"),
     Metric(
         "mqttd_tls_cert_expiry_timestamp_seconds",
@@ -161,10 +165,11 @@ class PluginFacts:
     name: str
     hooks: dict[str, HookFacts] = field(default_factory=dict)
     resting: bool = False
-    lost: int | None = None  # None for one that doesn't observe
+    lost: int | None = None  # events; None for one that doesn't observe
     counts: dict[str, int] = field(default_factory=dict)
     gauges: dict[str, float] = field(default_factory=dict)
     figures: Sequence[tuple[str, float, tuple[tuple[str, str], ...]]] = ()
+    failed: int = 0  # events that it failed to take
 
 
 @dataclass(slots=True)
@@ -203,6 +208,7 @@ Series = dict[tuple[str, ...], Number]
 def samples(broker: Broker, census: Census, facts: Facts) -> dict[str, Series]:
     """Label values → value, of every family."""
     clients = broker.counters.clients_connected
+    watcher = broker.context.watcher
     build = (facts.version, facts.python, facts.build, facts.loop)
     single: dict[str, Number] = {
         "mqttd_start_time_seconds": facts.started_at,
@@ -216,6 +222,7 @@ def samples(broker: Broker, census: Census, facts: Facts) -> dict[str, Series]:
         "mqttd_storage_elided_total": broker.journal.elided,
         "mqttd_storage_waiting": len(broker.context.holding),
         "mqttd_storage_refusing": 1 if broker.journal.refusing else 0,
+        "mqttd_events_overflow_total": 0 if watcher is None else watcher.lost,
         "process_cpu_seconds_total": facts.cpu_s,
         "process_resident_memory_bytes": facts.resident,
         "process_max_fds": facts.max_fds,
@@ -285,6 +292,9 @@ def _plugins(plugins: list[PluginFacts]) -> dict[str, Series]:
         "mqttd_breaker_open": {(one.name,): int(one.resting) for one in plugins},
         "mqttd_events_lost_total": {
             (one.name,): one.lost for one in plugins if one.lost is not None
+        },
+        "mqttd_events_failed_total": {
+            (one.name,): one.failed for one in plugins if one.lost is not None
         },
     }
 

@@ -23,7 +23,7 @@ CORE_LAYERS = (
     (
         *("inflight", "queue", "journal", "tables", "link", "session", "outbound", "shared"),
         *("auth", "watch", "handshake", "router", "inbound", "connection", "inside"),
-        "letters",
+        *("letters", "wills"),
     ),
     ("registry", "broker", "restore"),
 )

@@ -32,10 +32,12 @@ class Verdict:
         valid_s: float = 0.0,
         revoked: list[str] | None = None,
         guest: object = None,
+        private: str = "",
     ) -> None:
         self.allowed = allowed
         self.code = code  # CONNACK reason code when refused
         self.reason = reason  # for the log and, where the client wants it, the Reason String
+        self.private = private  # for the log alone: nobody knows yet who the client is
         self.username = username
         self.valid_s = valid_s  # seconds until the credentials expire; 0.0 = never
         self.revoked = revoked  # filters of its session that the client may have no longer
@@ -47,7 +49,8 @@ class AuthStep:
 
     `code` is CONTINUE_AUTHENTICATION (send `data`, wait for the client's AUTH), SUCCESS (admit as
     `verdict` says; `data` travels in CONNACK or the closing AUTH) or a code of 0x80 or above
-    (refuse). Without a verdict `username` is who is admitted.
+    (refuse). Without a verdict `username` is who is admitted. Of who authenticates again
+    `verdict.guest` takes the place of what the hooks knew it by.
     """
 
     def __init__(
@@ -57,10 +60,12 @@ class AuthStep:
         username: str | None = None,
         reason: str = "",
         verdict: Verdict | None = None,
+        private: str = "",
     ) -> None:
         self.code = code
         self.data = data
         self.reason = reason
+        self.private = private  # as in a verdict
         self.verdict = Verdict(True, username=username) if verdict is None else verdict
 
     @property
@@ -135,7 +140,8 @@ class Hooks:
         self.receive: Callable[[object, str], Grant] | None = None
         # deliver(connection, message, qos) -> the message to send to this client, None for none.
         self.deliver: Callable[[object, Message, int], Message | None] | None = None
-        # will(session, message): publish it if it may be published, now or later.
-        self.will: Callable[[object, Message], None] | None = None
+        # will(session, message) -> True: it is published, if it may be. False: the answer comes
+        # later, by `Registry.will_decided`.
+        self.will: Callable[[object, Message], bool] | None = None
         # undelivered(letter) -> what is published instead, with the mark of a dead letter.
         self.undelivered: Callable[[Letter], Message | None] | None = None

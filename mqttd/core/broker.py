@@ -276,7 +276,8 @@ class Broker(Registry):
         matched = self.trie.lookup(message.key)
         if self.context.watcher is not None and not is_reserved(message.topic):
             self.context.watcher.published(message, matched, "")
-        if message.retain:
+        # [MQTT-3.3.1-8] At QoS 0 a broker need not retain: with a full disk it doesn't.
+        if message.retain and (message.qos or not self.journal.refusing):
             self.retain(message)
         return self.route(message, matched, origin, now)
 
@@ -284,7 +285,7 @@ class Broker(Registry):
         """As `publish`, for who wants to know when it is durable. ProtocolError if it can't be."""
         if self.journal.refusing:
             matched = self.trie.lookup(message.key)
-            if message.qos and self.storable(message, matched):
+            if (message.qos or message.retain) and self.storable(message, matched):
                 raise ProtocolError(self.journal.refusing, "", "the store takes nothing")
         self.context.at(now)
         before = self.journal.last()

@@ -124,6 +124,7 @@ class Connection(Inbound):
         self.context.at(now)
         if self.session is not None:
             self._note_end("connection lost")
+        self.gave_up()
         self._leave(True, now)
         self.closed = True
         self.writable = False

@@ -31,6 +31,7 @@ DROP_NO_MEMBER: Final = "no_shared_member"  # QoS 0, and no member of the group 
 REFUSED_HANDSHAKE: Final = "handshake"  # TLS or the header of a proxy, before MQTT began
 REFUSED_NOT_CONNECT: Final = "not_connect"  # the first packet is another one
 REFUSED_TIMEOUT: Final = "no_connect_in_time"
+REFUSED_LEFT: Final = "left_undecided"  # the client went while its CONNECT was decided on
 
 
 class Counters:

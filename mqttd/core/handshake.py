@@ -74,10 +74,12 @@ class Handshake(Outbound):
         self.auth_method: str | None = None
         self.valid_until: float = 0.0  # when the credentials expire; 0.0 = never
         self.guest: object = None  # what the hooks know the client by
+        self.claimant: object = None  # the same while it authenticates again, for the hooks alone
         self.wants_reasons: bool = True  # Request Problem Information
         self._assigned: bool = False  # the client has its id from us
         self._reauthenticating: bool = False
         self._auth_data: bytes | None = None
+        self._private: str = ""  # what a refusal says to the log and not to the client
         self._framer = Framer(router.settings.max_connect_size)
         self._receive_maximum: int = router.settings.receive_maximum
 
@@ -148,6 +150,7 @@ class Handshake(Outbound):
             self._on_auth(decode_auth(data, pos, end, first & 15, self.version), now)
             return
         if kind == spec.DISCONNECT:
+            self.gave_up()
             self.state = CLOSED
             self.finish()
             return
@@ -197,12 +200,20 @@ class Handshake(Outbound):
         else:  # [MQTT-3.1.4-2]
             raise ProtocolError(spec.NOT_AUTHORIZED, "MQTT-3.1.4-2", "nobody vouches for it")
 
+    def gave_up(self) -> None:
+        """The client goes while its CONNECT is undecided: an attempt like one that was refused."""
+        if self.state == WAITING:
+            self.counters.refuse(count.REFUSED_LEFT)
+            reason = "it left before the decision"
+            self.router.note("refused", self.client_id, self.peer, reason, self.username)
+
     def _hook_failed(self) -> Verdict:
         self.counters.hook_failures += 1
         return Verdict(False, spec.UNSPECIFIED_ERROR, "authentication failed to decide")
 
     def _decided(self, connect: Connect, verdict: Verdict, now: float) -> None:
         if not verdict.allowed:
+            self._private = verdict.private
             raise ProtocolError(verdict.code, "MQTT-3.1.4-2", verdict.reason)
         check_connect(connect, self.router.settings.max_topic_levels)  # hooks may have changed it
         owner = verdict.username or self.identity or connect.username
@@ -285,7 +296,8 @@ class Handshake(Outbound):
 
     def refuse(self, code: int, reason: str) -> None:
         """Answer a CONNECT with an error and close. [MQTT-3.1.4-2] [MQTT-3.14.0-1]"""
-        self.router.note("refused", self.client_id, self.peer, reason, self.username)
+        known = f"{reason} ({self._private})" if self._private else reason
+        self.router.note("refused", self.client_id, self.peer, known, self.username)
         self.state = CLOSED
         if code < 0x80 or code not in spec.REASONS[spec.CONNACK]:
             code = spec.UNSPECIFIED_ERROR  # [MQTT-3.2.2-8] whatever a decider came up with
@@ -321,6 +333,7 @@ class Handshake(Outbound):
 
     def _on_auth_step(self, step: AuthStep, now: float) -> None:
         if step.code >= 0x80:  # [MQTT-4.12.0-4] [MQTT-4.12.1-2]
+            self._private = step.private
             raise ProtocolError(step.code, "MQTT-4.12.0-4", step.reason)
         # [MQTT-3.15.2-2] [MQTT-3.15.2-3] neither reason string nor user properties, ever.
         properties = Properties()
@@ -335,6 +348,11 @@ class Handshake(Outbound):
             self.valid_until = now + valid_s if valid_s else 0.0
             if step.username is not None and step.username != self.username:
                 raise ProtocolError(spec.NOT_AUTHORIZED, "MQTT-4.12.1-2", "another user")
+            if step.verdict.guest is not None:
+                self.guest = step.verdict.guest
+                if self.session is not None:
+                    self.session.guest = self.guest
+            self.claimant = None
             self.send(encode.encode_auth(Auth(spec.SUCCESS, properties), self.version))
             return
         connect = self.connect
@@ -402,7 +420,7 @@ def check_connect(connect: Connect, max_levels: int) -> None:
 
 def is_reserved(topic: str) -> bool:
     """Topics that only the broker itself may write."""
-    return topic.startswith(("$SYS/", "$share/")) or topic == "$SYS"
+    return topic.startswith(("$SYS/", "$share/", "$CONTROL/")) or topic in ("$SYS", "$CONTROL")
 
 
 def grant_keep_alive(connect: Connect, settings: Settings, answer: Properties) -> int:

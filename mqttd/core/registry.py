@@ -1,7 +1,7 @@
 """The registry of sessions: which client id has which, and when each of them ends.
 
 Owns: admission of a CONNECT to its session; take-over; subscriptions; wills and expiries, with the
-heap of their deadlines.
+heap of their deadlines. What becomes of a will is the hooks' to say (`mqttd.core.wills`).
 
 Must not know: how a message finds its receivers, the store, sockets, the wall clock.
 
@@ -26,6 +26,7 @@ from mqttd.core.settings import NEVER, Settings
 from mqttd.core.shared import dissolve, give_back
 from mqttd.core.topics import split_shared, validate_topic_filter
 from mqttd.core.trie import Subscription
+from mqttd.core.wills import Asked, Wills
 
 INFINITY: Final = float("inf")
 _SWEEP_EVERY: Final = 1.0  # seconds between slices of the search for expired retained messages
@@ -33,6 +34,16 @@ _SWEEP_STEPS: Final = 2000
 _DEADLINE_TURN: Final = 2000  # sessions looked at in one call
 _DUEL_WINDOW: Final = 60.0
 _DUEL_ROUNDS: Final = 4
+
+
+def may_read_replies(session: Session, inner: str) -> bool:
+    """Whether a session may subscribe below $reply/: a client to what bears its own name, where it
+    is told such a topic as Response Information; who is inside to whatever it has made up."""
+    owner = session.owner
+    if owner is not None and owner.startswith("\0"):
+        return True
+    name = session.client_id
+    return inner == "$reply/" + name and "+" not in name and "#" not in name
 
 
 class Deadline:
@@ -54,6 +65,9 @@ class Registry(Router):
         super().__init__(settings, durable)
         self.sessions: dict[str, Session] = {}
         self.draining: bool = False
+        self.hooks_to_come: bool = False  # nothing may be decided before they are there
+        self._wills = Wills(self.tables)
+        self._undecided: list[Asked] = []  # wills that were due before the hooks were there
         self._deadlines: list[Deadline] = []
         self._order: int = 0
         self._sweep_at: float = 0.0
@@ -61,6 +75,8 @@ class Registry(Router):
 
     def next_deadline(self) -> float:
         """When `handle_timeout` wants to be called; infinity for never."""
+        if self._undecided and not self.hooks_to_come:
+            return 0.0
         at = self._deadlines[0].at if self._deadlines else INFINITY
         if self.retained.expiring and self._sweep_at < at:
             return self._sweep_at
@@ -69,6 +85,11 @@ class Registry(Router):
     def handle_timeout(self, now: float) -> None:
         """Publish wills and end sessions that are due; sweep a slice of the retained tree."""
         self.context.at(now)
+        if self._undecided and not self.hooks_to_come:
+            undecided = self._undecided
+            self._undecided = []
+            for asked in undecided:
+                self._decide(asked, now)
         deadlines = self._deadlines
         budget = _DEADLINE_TURN
         while deadlines and deadlines[0].at <= now and budget > 0:
@@ -233,6 +254,10 @@ class Registry(Router):
         if session.expires_at:
             self._push(session.expires_at, session)
 
+    def recall_wills(self) -> None:
+        """Ask again about the wills that hooks had not decided on when the broker ended."""
+        self._undecided += self._wills.found()
+
     def set_expiry(self, session: Session, interval: int) -> None:
         interval = min(interval, self.settings.session_expiry_max)
         if interval != session.expiry_interval:
@@ -247,6 +272,8 @@ class Registry(Router):
             validate_topic_filter(inner, self.settings.max_topic_levels)
         except ProtocolError as error:
             return error.code
+        if inner.startswith("$reply/") and not may_read_replies(session, inner):
+            return spec.NOT_AUTHORIZED
         if session.durable and self.journal.refusing:
             return self.journal.refusing
         known = session.subscriptions.get(topic_filter)
@@ -342,17 +369,47 @@ class Registry(Router):
         if will is None:
             return
         self._record_will(session)
-        if is_reserved(will.topic):
+        asked = Asked(session.client_id, session.owner, will, "")
+        if self.hooks_to_come:
+            self._wills.keep(asked)
+            self._undecided.append(asked)
             return
-        message = will_message(will, session.client_id, now)
+        self._decide_for(session, asked, session.stored, now)
+
+    def _decide(self, asked: Asked, now: float) -> None:
+        """Decide on a will that has left its session long ago."""
+        session = self.sessions.get(asked.client_id)
+        if session is None or session.owner != asked.owner:
+            session = Session(asked.client_id, asked.owner, self.context)
+        self._decide_for(session, asked, True, now)
+
+    def _decide_for(self, session: Session, asked: Asked, lasting: bool, now: float) -> None:
+        """Have the hooks say whether a will is published. `lasting`: it outlives a crash."""
+        message = will_message(asked.will, asked.client_id, now)
         hook = self.context.hooks.will
+        decided = True
         if hook is None:
             self.publish_will(message, session, now)
-            return
-        try:
-            hook(session, message)
-        except Exception:  # fail closed: it is not published
-            self.counters.hook_failures += 1
+        elif not is_reserved(message.topic):
+            try:
+                decided = hook(session, message)
+            except Exception:  # fail closed: it is not published
+                self.counters.hook_failures += 1
+        if decided:
+            if asked.key:
+                self._wills.drop(asked.key)
+        elif lasting and self.journal.enabled:
+            self._wills.keep(asked)
+            self._wills.wait(message, asked)
+
+    def will_decided(
+        self, asked: Message, made: Message | None, session: Session, now: float
+    ) -> None:
+        """The late answer of `Hooks.will`: what is published instead of the message, or nothing."""
+        self.context.at(now)
+        if made is not None:
+            self.publish_will(made, session, now)
+        self._wills.settle(asked)
 
     def publish_will(self, message: Message, session: Session, now: float) -> None:
         """A will goes out, at once or when the hooks have allowed it, and perhaps changed it."""

@@ -193,6 +193,7 @@ class Restorer:
             # Its time runs from here, and another start must not begin it anew.
             if client_id in broker.sessions:
                 broker.journal.record(SESSION_SAVE, client_id)
+        broker.recall_wills()
         broker.handle_timeout(self.now)
 
     def _instant(self, at: float) -> float:

@@ -105,6 +105,8 @@ async def _fault(one: Prepared) -> str:
         return f"{where}{error.strerror or error}"
     except Exception as error:  # whatever its code does
         return str(error) or type(error).__name__
+    except SystemExit:
+        return "it called sys.exit"
     return ""
 
 

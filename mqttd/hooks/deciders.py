@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from mqttd.core import spec
 from mqttd.core.errors import ProtocolError
 from mqttd.core.topics import split_shared, validate_topic_filter, validate_topic_name
 from mqttd.hooks.convert import core_message_of
@@ -40,6 +39,7 @@ from mqttd.hooks.values import (
 
 _DECISION: Final = (Allow, Deny, NotMine)
 _NOTHING: Final = type(None)
+_BROKEN: Final = "it can't be decided at the moment"
 _DECIDERS: Final = ("authenticate", "authorize_publish", "authorize_subscribe", "authorize_receive")
 _TRANSFORMERS: Final = ("on_connect", "on_subscribe", "on_unsubscribe", "on_publish", "on_deliver")
 # `on_undelivered` is neither: it needs no client.
@@ -95,7 +95,7 @@ class Chains:
         if isinstance(
             answer, Failed
         ):  # nobody else speaks this method: there is nothing to skip to
-            return Deny(answer.reason, spec.UNSPECIFIED_ERROR)
+            return broken(answer)
         return answer  # type: ignore[no-any-return]
 
     async def authorize_publish(
@@ -134,15 +134,20 @@ class Chains:
 
     # Transformers.
 
-    async def connect(self, client: Client, request: ConnectRequest) -> ConnectRequest | Deny:
+    async def connect(
+        self, client: Client, request: ConnectRequest
+    ) -> tuple[ConnectRequest | Deny, Guard | None]:
+        """The CONNECT to go on with, and the plugin that was the last to change it."""
         valid = (ConnectRequest, Deny, _NOTHING)
+        made_by: Guard | None = None
         for guard in self.on_connect:
             answer = _transformed(guard, await guard.ask("on_connect", valid, client, request))
             if isinstance(answer, Deny):
-                return answer
-            if answer is not None:
+                return answer, guard
+            if answer is not None and answer != request:
                 request = answer
-        return request
+                made_by = guard
+        return request, made_by
 
     async def subscribe(
         self, client: Client, subscription: SubscriptionRequest
@@ -157,8 +162,7 @@ class Chains:
             if answer is not None:
                 wrong = self._wrong_subscription(answer)
                 if wrong:
-                    denied = Deny(f"plugin {guard.name} made {wrong}", spec.UNSPECIFIED_ERROR)
-                    return subscription, denied
+                    return subscription, broken(guard.reject("on_subscribe", wrong))
                 subscription = answer
         return subscription, await self.authorize_subscribe(client, subscription)
 
@@ -209,12 +213,7 @@ class Chains:
             changes.append(guard.name)
             wrong = self._wrong(message)
             if wrong:
-                return (
-                    Deny(f"plugin {guard.name} made {wrong}", spec.UNSPECIFIED_ERROR),
-                    None,
-                    "",
-                    False,
-                )
+                return broken(guard.reject("on_publish", wrong)), None, "", False
             if message.topic != before.topic:
                 again = await self.authorize_publish(
                     client, message.topic, message.qos, message.retain
@@ -239,11 +238,11 @@ class Chains:
             if isinstance(answer, Drop):
                 return answer
             if isinstance(answer, Deny):
-                return Drop(answer.reason)
+                return Drop(answer.rule or answer.reason)
             if answer is not None:
                 wrong = self._wrong(answer)
                 if wrong:
-                    return Drop(f"plugin {guard.name} made {wrong}")
+                    return Drop(guard.reject("on_deliver", wrong).reason)
                 message = answer
         return message
 
@@ -253,8 +252,11 @@ class Chains:
             if undelivered.reason not in guard.plugin.undelivered:
                 continue
             answer = guard.ask_now("on_undelivered", (Message, _NOTHING), undelivered)
-            if isinstance(answer, Message) and not self._wrong(answer):
-                return answer
+            if isinstance(answer, Message):
+                wrong = self._wrong(answer)
+                if not wrong:
+                    return answer
+                guard.reject("on_undelivered", wrong)
         return None
 
 
@@ -266,14 +268,19 @@ def _decided(guard: Guard, answer: Any) -> Decision:
         return Allow(rule=answer.reason, cache=False)
     if guard.on_failure == "skip":
         return NOT_MINE
-    return Deny(answer.reason, spec.UNSPECIFIED_ERROR, cache=False)
+    return broken(answer)
+
+
+def broken(answer: Failed) -> Deny:
+    """The refusal that a failure is. What failed is for the log: a client may be anybody."""
+    return Deny(_BROKEN, answer.code, rule=answer.reason, cache=False)
 
 
 def _transformed(guard: Guard, answer: Any) -> Any:
     if not isinstance(answer, Failed):
         return answer
     if guard.on_failure == "deny":
-        return Deny(answer.reason, spec.UNSPECIFIED_ERROR, cache=False)
+        return broken(answer)
     return None
 
 

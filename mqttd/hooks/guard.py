@@ -6,8 +6,9 @@ seconds, the traceback with the plugin's name in the log, and the search for who
 Must not know: what a hook decides (`mqttd.hooks.deciders`), clients, messages.
 
 Invariants: no exception of a plugin leaves `ask` or `ask_now`, they return `Failed`; an answer of a
-type that the hook can't give is a failure; while the breaker is open the plugin isn't called, which
-counts as a failure too, but is not logged again.
+type that the hook can't give is a failure, and so is one that the caller has to `reject`; a plugin
+that finds no room on the disk has failed in that call, and isn't the worse for it; while the
+breaker is open the plugin isn't called, which counts as a failure too, but is not logged again.
 
 A hook that only computes is called in place, with no task; one that waits runs in a task of its
 own, since what it awaits (time-outs of an HTTP client, say) may ask for one.
@@ -26,7 +27,8 @@ from time import perf_counter
 from typing import Any, Final, TypeVar
 
 from mqttd.config import PluginEntry
-from mqttd.hooks.plugin import Plugin
+from mqttd.core import spec
+from mqttd.hooks.plugin import NoRoom, Plugin
 from mqttd.hooks.values import Figure
 from mqttd.log import escape
 
@@ -42,10 +44,11 @@ AnswerT = TypeVar("AnswerT")
 
 
 class Failed:
-    """The hook gave no answer that counts."""
+    """The hook gave no answer that counts. `code`: what a client is refused with for it."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, code: int = spec.UNSPECIFIED_ERROR) -> None:
         self.reason = reason
+        self.code = code
 
 
 class _TooLate(Exception):
@@ -77,6 +80,7 @@ class Guard:
         self.rests_until = 0.0  # the breaker is open until then
         self.adjust(entry)
         self._row = 0  # failures since the last success
+        self._row_before = 0  # what it was before that success
         self._clock = clock
 
     def adjust(self, entry: PluginEntry) -> None:
@@ -113,6 +117,8 @@ class Guard:
             if task is not None and task.cancelling():
                 raise
             return self._fail(hook, stats, "it was cancelled", error)
+        except NoRoom:
+            return self._full(hook, stats)
         except Exception as error:
             return self._fail(hook, stats, type(error).__name__, error)
         finally:
@@ -130,6 +136,8 @@ class Guard:
         began = perf_counter()
         try:
             answer = self._call(hook, arguments)
+        except NoRoom:
+            return self._full(hook, stats)
         except (Exception, asyncio.CancelledError) as error:
             return self._fail(hook, stats, type(error).__name__, error)
         finally:
@@ -198,9 +206,20 @@ class Guard:
         if not isinstance(answer, valid):
             what = f"an answer of the type {type(answer).__name__}"
             return self._fail(hook, stats, what, None)
+        self._row_before = self._row
         self._row = 0
         self.rests_until = 0.0
         return answer
+
+    def reject(self, hook: str, wrong: str) -> Failed:
+        """An answer of the right type turned out to be nonsense: the hook has failed after all."""
+        self._row = self._row_before
+        return self._fail(hook, self._stats(hook), f"it made {wrong}", None)
+
+    def _full(self, hook: str, stats: HookStats) -> Failed:
+        """It couldn't do its work since the disk is full, which is no fault of the plugin."""
+        stats.failures += 1
+        return Failed(f"plugin {self.name} had no room in {hook}", spec.QUOTA_EXCEEDED)
 
     def _refused(self, hook: str) -> Failed:
         self._stats(hook).failures += 1

@@ -14,6 +14,7 @@ name, `use: NAME` is looked for as the module `mqttd_plugins.NAME`, which holds 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -157,22 +158,27 @@ def _own_names() -> Iterator[str]:
 def _import(path: str, use: str) -> ModuleType:
     try:
         return importlib.import_module(path)
-    except Exception as error:  # whatever its code does
+    except (Exception, SystemExit) as error:  # whatever its code does
         raise NoPlugin(f"{type(error).__name__} in {use}: {error}") from error
 
 
 def _load_file(path: Path) -> ModuleType:
     """Run a loose file as a module of its own, anew each time."""
-    name = f"mqttd_loose_{path.stem}"
+    # By its whole path: another file of the same name is another module.
+    number = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:12]
+    name = f"mqttd_loose_{path.stem}_{number}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise NoPlugin("there is no such file")
     module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(name)
     sys.modules[name] = module  # pydantic looks annotations up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
+        if before is not None:  # a plugin that runs
+            sys.modules[name] = before
         raise NoPlugin(f"{type(error).__name__}: {error}") from error
     return module
 

@@ -36,7 +36,7 @@ from mqttd.hooks.convert import (
     message_of,
     request_of,
 )
-from mqttd.hooks.deciders import Chains
+from mqttd.hooks.deciders import Chains, broken
 from mqttd.hooks.guard import WATCH, Guard, begin
 from mqttd.hooks.loader import Prepared
 from mqttd.hooks.observers import Observer, Observers
@@ -98,8 +98,8 @@ class HookManager:
             services = Services(one.name, self._works)
             try:
                 plugin = one.made_by(one.config, services)
-            except Exception as error:
-                raise PluginError(f"plugin {one.name}: {error}") from error
+            except (Exception, SystemExit) as error:
+                raise PluginError(f"plugin {one.name}: {_said(error)}") from error
             self.services[one.name] = services
             self.guards.append(Guard(one.name, plugin, one.entry, monotonic))
         if self.guards:
@@ -111,11 +111,11 @@ class HookManager:
                     await guard.plugin.start()
             except TimeoutError as error:
                 raise PluginError(f"plugin {guard.name} did not start in {START_S:g} s") from error
-            except (Exception, asyncio.CancelledError) as error:
+            except (Exception, SystemExit, asyncio.CancelledError) as error:
                 if _cancelled():
                     raise
                 logger.debug("plugin %s", guard.name, exc_info=True)
-                raise PluginError(f"plugin {guard.name}: {error}") from error
+                raise PluginError(f"plugin {guard.name}: {_said(error)}") from error
             self._started.append(guard)
         self.chains = Chains(self.guards, self.broker.settings.max_topic_levels)
         self._fill()
@@ -134,7 +134,7 @@ class HookManager:
             try:
                 async with asyncio.timeout(START_S):
                     await guard.plugin.stop()
-            except (Exception, asyncio.CancelledError):
+            except (Exception, SystemExit, asyncio.CancelledError):
                 if _cancelled():
                     raise
                 logger.exception("plugin %s failed to stop", guard.name)
@@ -160,11 +160,11 @@ class HookManager:
                     await guard.plugin.reload(one.config)
             except TimeoutError:
                 failed[one.name] = f"it took longer than {START_S:g} s"
-            except (Exception, asyncio.CancelledError) as error:
+            except (Exception, SystemExit, asyncio.CancelledError) as error:
                 if _cancelled():
                     raise
                 logger.debug("plugin %s", one.name, exc_info=True)
-                failed[one.name] = str(error) or type(error).__name__
+                failed[one.name] = _said(error)
             else:
                 guard.adjust(one.entry)
         return failed
@@ -284,14 +284,15 @@ class HookManager:
         if not self.chains.on_connect:
             return None
         asked = request_of(connect)
-        wanted = await self.chains.connect(client, asked)
+        wanted, made_by = await self.chains.connect(client, asked)
         if isinstance(wanted, Deny):
             return wanted
         if wanted != asked:
             try:
                 apply_request(wanted, asked, connect)
             except (ProtocolError, ValueError, TypeError, AttributeError) as error:
-                return Deny(f"a plugin made an invalid CONNECT: {error}", spec.UNSPECIFIED_ERROR)
+                assert made_by is not None  # or it would be what was asked
+                return broken(made_by.reject("on_connect", f"an invalid CONNECT: {error}"))
             client.client_id = connect.client_id
             client.username = connect.username
         return None
@@ -321,7 +322,8 @@ class HookManager:
         if will is not None:
             allowed = await self.chains.authorize_publish(client, will.topic, will.qos, will.retain)
             if isinstance(allowed, Deny):
-                return Verdict(False, spec.NOT_AUTHORIZED, f"the will: {allowed.reason}")
+                why = f"the will: {allowed.reason}"
+                return Verdict(False, spec.NOT_AUTHORIZED, why, private=allowed.rule)
         revoked: list[str] = []
         session = self.broker.sessions.get(connect.client_id)
         if session is not None and not connect.clean_start and session.owner == username:
@@ -373,25 +375,30 @@ class HookManager:
         self, connection: Connection, method: str, data: bytes | None, first: bool
     ) -> AuthStep:
         connect = connection.connect  # None for who is connected and authenticates again
-        client = connection.guest
-        if first and connect is not None:
-            client = self._client_of(connection, connect)
-            denied = await self._on_connect(client, connect)
-            if denied is not None:
-                return _refused_step(denied)
-        assert isinstance(client, Client)
-        answer = await self.chains.authenticate_enhanced(client, method, data, first)
+        if first:
+            if connect is None:
+                assert isinstance(connection.guest, Client)
+                connection.claimant = connection.guest.renewed()
+            else:
+                connection.claimant = newcomer = self._client_of(connection, connect)
+                denied = await self._on_connect(newcomer, connect)
+                if denied is not None:
+                    return _refused_step(denied)
+        asked = connection.claimant
+        assert isinstance(asked, Client)
+        answer = await self.chains.authenticate_enhanced(asked, method, data, first)
         if isinstance(answer, Continue):
             return AuthStep(spec.CONTINUE_AUTHENTICATION, answer.data)
         if isinstance(answer, Deny):
             return _refused_step(answer)
         if connect is None:
-            verdict = Verdict(True, username=answer.username, valid_s=_valid_s(answer))
-            self.forget_decisions(client.client_id)  # they may rest on what has just been renewed
+            valid_s = _valid_s(answer)
+            verdict = Verdict(True, username=answer.username, valid_s=valid_s, guest=asked)
+            self.forget_decisions(asked.client_id)  # they may rest on what has just been renewed
         else:
-            verdict = await self._welcome(client, connection, connect, answer)
+            verdict = await self._welcome(asked, connection, connect, answer)
             if not verdict.allowed:
-                return AuthStep(verdict.code, reason=verdict.reason)
+                return AuthStep(verdict.code, reason=verdict.reason, private=verdict.private)
         return AuthStep(spec.SUCCESS, answer.data, reason=verdict.reason, verdict=verdict)
 
     # Messages and subscriptions.
@@ -423,7 +430,7 @@ class HookManager:
         routed = core_message_of(made, now, message.origin)
         return Ruling(grant, routed, cache, False, changes)
 
-    def _will(self, session: object, message: CoreMessage) -> None:
+    def _will(self, session: object, message: CoreMessage) -> bool:
         assert isinstance(session, Session)
         client = session.guest
         if not isinstance(client, Client):  # its connection was in an earlier process
@@ -431,18 +438,20 @@ class HookManager:
 
         def go(ruling: Ruling) -> None:
             if ruling.grant.code:
-                why = ruling.grant.reason or ruling.grant.rule
+                why = ruling.grant.rule or ruling.grant.reason
                 self.broker.note("will_denied", session.client_id, "", why, session.owner)
-            elif ruling.message is not None:
-                self.broker.publish_will(ruling.message, session, monotonic())
+            made = None if ruling.grant.code else ruling.message
+            self.broker.will_decided(message, made, session, monotonic())
 
         ruling = self._soon(
             self._rule(client, message, False),
             go,
             lambda: Ruling(Grant(spec.UNSPECIFIED_ERROR, "a hook failed"), None),
         )
-        if ruling is not None:
-            go(ruling)
+        if ruling is None:
+            return False
+        go(ruling)
+        return True
 
     def _subscribe(self, connection: object, filters: list[Filter]) -> list[FilterRuling] | None:
         assert isinstance(connection, Connection)
@@ -591,15 +600,20 @@ def _code(denied: Deny) -> int:
 
 
 def _refusal(denied: Deny) -> Verdict:
-    return Verdict(False, _code(denied), denied.reason)
+    return Verdict(False, _code(denied), denied.reason, private=denied.rule)
 
 
 def _refused_step(denied: Deny) -> AuthStep:
-    return AuthStep(_code(denied), reason=denied.reason)
+    return AuthStep(_code(denied), reason=denied.reason, private=denied.rule)
 
 
 def _grant(denied: Deny) -> Grant:
     return Grant(_code(denied), denied.reason, denied.rule, denied.cache)
+
+
+def _said(error: BaseException) -> str:
+    """What an exception says; `sys.exit` says a number at most."""
+    return "it called sys.exit" if isinstance(error, SystemExit) else str(error) or repr(error)
 
 
 def _cancelled() -> bool:

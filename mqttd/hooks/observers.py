@@ -21,7 +21,7 @@ from mqttd.core import watch
 from mqttd.core.broker import Broker
 from mqttd.core.watch import Trace, Watcher
 from mqttd.hooks import values
-from mqttd.hooks.guard import Guard, begin
+from mqttd.hooks.guard import Failed, Guard, begin
 from mqttd.hooks.values import Event
 
 MAX_WAITING: Final = 10_000
@@ -58,7 +58,8 @@ class Observer:
         self.waiting: list[Event] = []
         self.busy = False
         self.told: asyncio.Future[Any] | None = None  # the call under way, if it has to wait
-        self.lost = 0
+        self.lost = 0  # never told: it was too slow
+        self.failed = 0  # told in a call that failed, or would have been while it rests
 
 
 class Observers:
@@ -144,6 +145,8 @@ class Observers:
             while observer.waiting:
                 batch = observer.waiting[:BATCH]
                 del observer.waiting[:BATCH]
-                await observer.guard.ask("observe", (type(None),), batch)
+                answer = await observer.guard.ask("observe", (type(None),), batch)
+                if isinstance(answer, Failed):
+                    observer.failed += len(batch)
         finally:
             observer.busy = False

@@ -199,6 +199,10 @@ class Plugin(Generic[ConfigT]):
         """
         return None
 
+class NoRoom(OSError):
+    """The disk is full, so nothing more is stored until there is room. Nothing was changed."""
+
+
 
 class Timer(ABC):
     """Something that happens later."""
@@ -221,11 +225,15 @@ class Table(ABC):
 
     @abstractmethod
     def set(self, key: str, value: bytes) -> Awaitable[None]:
-        """Set a row, at once; what comes back can be awaited: then it is durable."""
+        """Set a row, at once; what comes back can be awaited: then it is durable.
+
+        `NoRoom` while the disk is full, and then nothing has changed.
+        """
 
     @abstractmethod
     def delete(self, key: str) -> Awaitable[None]:
-        """Delete a row, as `set`. No error where there is none."""
+        """Delete a row, as `set`. No error where there is none, nor while the disk is full: it is
+        durable as soon as there is room."""
 
 
 class Received:
@@ -447,7 +455,7 @@ class BrokerServices(ABC):
 
     @abstractmethod
     async def run_blocking(self, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
-        """Run `function` in a thread; few at a time, the rest wait in line."""
+        """Run `function` in a thread; of each plugin two at a time, the rest wait in line."""
 
     @abstractmethod
     def table(self, name: str = "") -> Table:
@@ -469,8 +477,7 @@ class BrokerServices(ABC):
 __all__ = [
     "BrokerServices",
     "InternalClient",
-    "MessageProperties",
-    "NotMine",
+    "NoRoom",
     "Plugin",
     "PluginConfig",
     "Received",
@@ -478,3 +485,6 @@ __all__ = [
     "Table",
     "Timer",
 ]
+    "ConfigT",
+    "Responder",
+    "ResultT",

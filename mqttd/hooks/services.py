@@ -12,6 +12,7 @@ a promise is kept or broken, never forgotten: when the broker stops, who still w
 from __future__ import annotations
 
 import asyncio
+import errno
 import heapq
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -37,6 +38,7 @@ from mqttd.hooks.plugin import (
     BrokerServices,
     InternalClient,
     Received,
+    NoRoom,
     Responder,
     SessionInfo,
     Table,
@@ -55,10 +57,11 @@ from mqttd.hooks.values import (
 
 ResultT = TypeVar("ResultT")
 
-THREADS: Final = 2  # of `run_blocking`, for all plugins: the loop needs a core as well
+THREADS: Final = 2  # of `run_blocking`, of each plugin: the loop needs a core as well
 _SLICE: Final = 256  # sessions, or retained messages, looked at before others get their turn
 _STOPPED: Final = "the broker has stopped"
 _MAILBOX: Final = 10_000  # QoS 0 messages that wait for a client inside, then they are dropped
+_FAILED: Final = "the store has failed: nothing becomes durable any more"
 
 logger: Final = logging.getLogger("mqttd.plugins")
 audit: Final = logging.getLogger("mqttd.audit")
@@ -92,7 +95,7 @@ class Works:
         self._timers: set[Later] = set()
         self._leaving: list[tuple[Connection, int, str]] = []
         self._closed = False
-        self._pool: ThreadPoolExecutor | None = None
+        self._pools: dict[str, ThreadPoolExecutor] = {}  # by plugin: none waits for another's
 
     def tick(self) -> None:
         """Keep the promises that a commit has made true; hand over what came for clients inside."""
@@ -168,11 +171,15 @@ class Works:
         self.schedule()
         return True
 
-    async def run_blocking(self, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
+    async def run_blocking(
+        self, plugin: str, function: Callable[..., ResultT], *arguments: Any
+    ) -> ResultT:
+        """`function` in one of the plugin's own threads, which begin with the first call."""
         if self._closed:
             raise Stopped(_STOPPED)
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(THREADS, "mqttd-plugin")
+        pool = self._pools.get(plugin)
+        if pool is None:
+            pool = self._pools[plugin] = ThreadPoolExecutor(THREADS, f"mqttd-{plugin}")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, function, *arguments)
 
@@ -192,8 +199,8 @@ class Works:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=5.0)
-        pool, self._pool = self._pool, None
-        if pool is not None:
+        pools, self._pools = self._pools, {}
+        for pool in pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -254,11 +261,49 @@ class _Rows(Table):
         return self._works.durable(self._works.broker.tables.drop(self._name, key))
 
 
+        self._look()
+        if self._works.broker.journal.refusing:
+            raise NoRoom(errno.ENOSPC, "the disk is full: nothing more is stored")
 class _Inner(InternalClient):
     """A client inside, for a plugin."""
 
+        # With a full disk as well: it frees room, and its promise comes true when there is some.
+        self._look()
     def __init__(self, works: Works, inside: Inside) -> None:
         self.client_id = inside.client_id
+    def _look(self) -> None:
+        if self._works.has_failed():
+            raise Stopped(_FAILED)
+
+
+class _Arrived(Received):
+    """A message in a mailbox; thousands a second are made, so it has no closure of its own."""
+
+    __slots__ = ("_inner", "_packet_id", "_session")
+
+    def __init__(self, arrival: Arrival, inner: _Inner, now: float) -> None:
+        core = arrival.message
+        self.message = Message(
+            core.topic,
+            core.payload,
+            arrival.qos,
+            arrival.retain,
+            None,
+            core.expires_at - now if core.expires_at else None,
+            core.origin,
+            core.properties,
+        )
+        self.duplicate = arrival.dup
+        self.number = arrival.number
+        self._packet_id = arrival.packet_id
+        self._inner = inner
+        self._session = inner.session
+
+    def ack(self, reason: int = spec.SUCCESS) -> None:
+        packet_id, self._packet_id = self._packet_id, 0
+        if packet_id:
+            self._inner.acknowledge(packet_id, self._session, reason)
+
         self._works = works
         self._inside = inside
         self._mailbox: asyncio.Queue[Received | None] = asyncio.Queue()
@@ -375,7 +420,7 @@ async def submit(works: Works, message: Message, origin: str, session: Session |
             break
         except ProtocolError as error:
             if error.code != spec.QUOTA_EXCEEDED:
-                raise Stopped("the store has failed: nothing becomes durable any more") from error
+                raise Stopped(_FAILED) from error
             # The disk is full: as with any client, the message stays with its publisher meanwhile.
             await asyncio.sleep(0.5)
     works.schedule()
@@ -499,7 +544,7 @@ class Services(BrokerServices):
             began = WATCH.enter(self.name, "a timer")
             try:
                 result = action()
-            except Exception:
+            except (Exception, SystemExit):  # the loop would end with the latter
                 self.log.exception("plugin %s failed in a timer", self.name)
                 return
             finally:
@@ -515,7 +560,7 @@ class Services(BrokerServices):
         return _Task(self._works.spawn(watched, f"{name} of plugin {self.name}"))
 
     async def run_blocking(self, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
-        return await self._works.run_blocking(function, *arguments)
+        return await self._works.run_blocking(self.name, function, *arguments)
 
     def table(self, name: str = "") -> Table:
         return _Rows(self._works, f"{self.name}/{name}" if name else self.name)

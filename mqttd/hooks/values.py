@@ -23,8 +23,8 @@ class Client:
     """Somebody who is connected, or about to be: whom a hook is asked about.
 
     One object lasts from CONNECT to the end of the connection, and beyond it for the will and the
-    queue of its session. `attributes` is for plugins: what one of them learnt about the client
-    (claims of a token, a tenant), the others may read.
+    queue of its session; who authenticates again becomes another. `attributes` is for plugins: what
+    one of them learnt about the client (claims of a token, a tenant), the others may read.
     """
 
     __slots__ = (
@@ -61,6 +61,22 @@ class Client:
         self.identity = identity  # user name out of a verified client certificate
         self.attributes: dict[str, Any] = {}
         self._certificate = certificate
+
+    def renewed(self) -> Client:
+        """The same client once more, with attributes of its own: while it authenticates again,
+        who was asked about it before sees no change."""
+        copy = Client(
+            self.client_id,
+            self.username,
+            self.peer,
+            self.listener,
+            self.transport,
+            self.version,
+            self.identity,
+            self._certificate,
+        )
+        copy.attributes.update(self.attributes)
+        return copy
 
     @property
     def certificate(self) -> bytes | None:
@@ -261,7 +277,8 @@ class Allow:
 
 @dataclass(frozen=True, slots=True)
 class Deny:
-    """No. `code` is the MQTT 5 reason code; `reason` goes to the log and, if asked, the client.
+    """No. `code` is the MQTT 5 reason code; `reason` goes to the log and, if asked, the client,
+    `rule` to the log alone.
 
     With `disconnect` the connection ends, with `code` in its DISCONNECT.
     """

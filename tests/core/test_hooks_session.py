@@ -360,11 +360,12 @@ class Wills:
         self.seen: list[tuple[str, str]] = []
         broker.hooks.will = self.will
 
-    def will(self, session: object, message: Message) -> None:
+    def will(self, session: object, message: Message) -> bool:
         assert isinstance(session, Session)
         self.seen.append((session.client_id, message.topic))
         if self.publish:
             self.broker.publish_will(message, session, self.now)
+        return True
 
 
 WILL = Will("will", b"gone", 1, False)
@@ -395,7 +396,7 @@ def test_a_will_hook_that_raises_keeps_the_will_back() -> None:
     reader = h.client("r")
     reader.subscribe("#")
 
-    def fail(session: object, message: Message) -> None:
+    def fail(session: object, message: Message) -> bool:
         raise RuntimeError("broken")
 
     h.broker.hooks.will = fail
@@ -419,10 +420,11 @@ def test_no_hook_makes_a_will_of_a_reserved_topic() -> None:
     reader = h.client("r")
     reader.subscribe("$SYS/#")
 
-    def rewrite(session: object, message: Message) -> None:
+    def rewrite(session: object, message: Message) -> bool:
         assert isinstance(session, Session)
         made = Message("$SYS/x", b"$SYS/x", b"", 0, False, b"", 0.0, "c")
         h.broker.publish_will(made, session, h.now)
+        return True
 
     h.broker.hooks.will = rewrite
     h.client("c", will=WILL).drop()
@@ -436,15 +438,16 @@ def test_a_will_that_is_allowed_later_goes_out_though_its_session_has_ended() ->
     reader.subscribe("#", qos=1)
     waiting: list[tuple[Session, Message]] = []
 
-    def later(session: object, message: Message) -> None:
+    def later(session: object, message: Message) -> bool:
         assert isinstance(session, Session)
         waiting.append((session, message))
+        return False
 
     h.broker.hooks.will = later
     h.client("c", will=WILL).drop()
     assert "c" not in h.broker.sessions
     session, message = waiting[0]
-    h.broker.publish_will(message, session, h.now)
+    h.broker.will_decided(message, message, session, h.now)
     h.flush()
     assert [got.payload for got in reader.messages()] == [b"gone"]
     assert h.broker.balance() == (0, 0)

@@ -10,6 +10,7 @@ import pytest
 from mqttd.core import counters as count
 from mqttd.core import journal as j
 from mqttd.core import spec
+from mqttd.core.errors import ProtocolError
 from mqttd.core.journal import Batch
 from mqttd.core.outbound import Held
 from mqttd.core.packets import (
@@ -633,3 +634,28 @@ def test_wills_and_settlements_are_gathered_meanwhile(h: Disk) -> None:
     assert isinstance(message, Publish)
     assert message.payload == b"gone"
     h.check()
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_the_broker_itself_retains_nothing_that_finds_no_room(h: Disk, qos: int) -> None:
+    """Not even at QoS 0, where a client isn't told: who publishes inside is."""
+    h.fill_up()
+    message = make_message(b"x", qos, topic="r", retain=True)
+    with pytest.raises(ProtocolError) as caught:
+        h.broker.submit(message, h.now)
+    assert caught.value.code == FULL
+    assert h.broker.retained.count == 0
+    assert h.broker.submit(make_message(b"x", 0, topic="r"), h.now).matched == 0
+    h.make_room()
+    h.broker.submit(message, h.now)
+    assert h.broker.retained.count == 1
+
+
+def test_a_will_at_qos_0_is_not_retained_with_a_full_disk(h: Disk) -> None:
+    reader = h.client("r")
+    reader.subscribe("w")
+    client = h.client("c", will=Will("w", b"gone", 0, True))
+    h.fill_up()
+    client.drop()
+    assert [got.payload for got in reader.messages()] == [b"gone"]
+    assert h.broker.retained.count == 0

@@ -19,6 +19,7 @@ from mqttd.api import (
     Drop,
     Message,
     MessageProperties,
+    NoRoom,
     NotMine,
     Plugin,
     PluginConfig,
@@ -341,6 +342,8 @@ async def test_a_message_that_is_none_goes_nowhere(what: str) -> None:
     assert isinstance(decision, Deny)
     assert decision.code == reason_codes.UNSPECIFIED_ERROR
     assert isinstance(chains.deliver(CLIENT, MESSAGE), Drop)
+    stats = chains.on_publish[0].stats
+    assert (stats["on_publish"].failures, stats["on_deliver"].failures) == (1, 1)
 
 
 @pytest.mark.parametrize("wrong", [RuntimeError("x"), "text", 1, ALLOW, NOT_MINE])
@@ -349,7 +352,7 @@ async def test_a_transformer_that_fails(wrong: Any, policy: str) -> None:
     """It denies, or is as if it weren't there; `allow` and `skip` are the same for it."""
     chains, plugins = changing(wrong, None, on_failure=policy)
     decision, made, _, cache = await chains.publish(CLIENT, MESSAGE, False)
-    request = await chains.connect(CLIENT, REQUEST)
+    request, _ = await chains.connect(CLIENT, REQUEST)
     _, subscribed = await chains.subscribe(CLIENT, SUBSCRIPTION)
     delivered = chains.deliver(CLIENT, MESSAGE)
     if policy == "deny":
@@ -393,6 +396,7 @@ async def test_a_subscription_that_is_none_is_refused(made: SubscriptionRequest)
     assert wanted == SUBSCRIPTION
     assert isinstance(decision, Deny)
     assert decision.code == reason_codes.UNSPECIFIED_ERROR
+    assert chains.on_subscribe[0].stats["on_subscribe"].failures == 1
 
 
 def test_a_filter_that_is_meant() -> None:
@@ -404,7 +408,7 @@ def test_a_filter_that_is_meant() -> None:
 
 async def test_a_connect_that_is_refused_is_seen_by_nobody_else() -> None:
     chains, plugins = changing(Deny("banned", reason_codes.BANNED), None)
-    answer = await chains.connect(CLIENT, REQUEST)
+    answer, _ = await chains.connect(CLIENT, REQUEST)
     assert isinstance(answer, Deny)
     assert answer.code == reason_codes.BANNED
     assert plugins[1].seen == []
@@ -420,3 +424,20 @@ async def test_a_chain_that_hangs_is_bounded_by_each_time_limit() -> None:
 
     chains, _ = chain(0, 0, kind=Hangs, timeout=SHORT_S, on_failure="skip")
     assert await asyncio.create_task(_first(chains)) == NOT_MINE
+
+
+@deciders
+async def test_a_client_is_not_told_what_failed(hook: str) -> None:
+    chains, _ = chain(RuntimeError("/etc/secret is missing"))
+    decision = await decide(chains, hook)
+    assert isinstance(decision, Deny)
+    assert decision.reason == "it can't be decided at the moment"
+    assert decision.rule.startswith("plugin plugin failed in a")
+
+
+async def test_who_finds_no_room_is_no_reason_to_let_it_pass() -> None:
+    chains, _ = changing(NoRoom(28, "full"))
+    decision, made, _, _ = await chains.publish(CLIENT, MESSAGE, False)
+    assert made is None
+    assert isinstance(decision, Deny)
+    assert decision.code == reason_codes.QUOTA_EXCEEDED

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from mqttd.api import Allow, Client, Decision, Deny, Figure, Plugin, PluginConfig
+from mqttd.api import (
+    Allow,
+    Client,
+    Decision,
+    Deny,
+    Figure,
+    NoRoom,
+    Plugin,
+    PluginConfig,
+    reason_codes,
+)
 from mqttd.hooks import guard as guard_module
 from mqttd.hooks.guard import WATCH, Failed, Guard, begin
 from mqttd.testing import StandIn
@@ -403,3 +413,28 @@ def test_figures_that_fail_are_missing_and_the_breaker_hears_nothing(
     assert (guard.stats["figures"].calls, guard.stats["figures"].failures) == (21, 21)
     assert not guard.resting
     assert len(caplog.records) == 1
+
+
+async def test_nonsense_is_a_failure_although_the_call_was_good(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    guard = scripted(
+        lambda *_: Allow(), clock=lambda: 100.0, breaker={"failures": 3, "rest": "10s"}
+    )
+    for number in range(1, 4):
+        assert not guard.resting
+        assert await ask(guard) == Allow()
+        failed = guard.reject("authorize_publish", "an invalid message: topic")
+        assert failed.reason == "plugin plugin failed in authorize_publish"
+        assert guard.stats["authorize_publish"].failures == number
+    assert guard.resting
+    assert "failed in authorize_publish: it made an invalid message: topic" in caplog.text
+
+
+async def test_a_full_disk_is_no_fault_of_the_plugin() -> None:
+    guard = scripted(failing(NoRoom()), breaker={"failures": 2})
+    for answer in [await ask(guard), ask_now(guard), await ask(guard)]:
+        assert isinstance(answer, Failed)
+        assert answer.code == reason_codes.QUOTA_EXCEEDED
+    assert guard.stats["authorize_publish"].failures == 3
+    assert not guard.resting

@@ -98,6 +98,26 @@ def test_a_loose_file_is_read_anew_each_time(place: Path) -> None:
     assert first.__name__ == "Mine"
 
 
+def test_two_loose_files_of_one_name_are_two_modules(place: Path) -> None:
+    found = []
+    for folder in ("a", "b"):
+        (place / folder).mkdir()
+        (place / folder / "loose.py").write_text(GOOD)
+        found.append(find(str(place / folder / "loose.py")))
+    assert found[0].__module__ != found[1].__module__
+    assert all(vars(sys.modules[one.__module__])["Mine"] is one for one in found)
+
+
+def test_a_loose_file_that_fails_leaves_the_one_that_runs(place: Path) -> None:
+    (place / "loose.py").write_text(GOOD)
+    found = find(str(place / "loose.py"))
+    for text in ("import sys; sys.exit(3)", "raise ValueError"):
+        (place / "loose.py").write_text(text)
+        with pytest.raises(NoPlugin):
+            find(str(place / "loose.py"))
+        assert vars(sys.modules[found.__module__])["Mine"] is found
+
+
 def test_our_own_plugins_need_no_installation() -> None:
     assert find("acl_file").__module__ == "mqttd_plugins.acl_file"
     assert {"acl_file", "password_file", "ban"} <= set(names())

@@ -244,6 +244,7 @@ async def test_one_that_fails_is_skipped_and_goes_on(policy: str) -> None:
         assert len(notes(made).events) == 4
         assert len(notes(made, "other").events) == 4
         assert made.manager.guards[0].stats["observe"].failures == 1
+        assert [one.failed for one in made.manager.observers] == [1, 0]
         assert not client.closed
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import sys
 import threading
 import time
 import warnings
@@ -19,6 +20,7 @@ from mqttd.api import (
     InternalClient,
     Message,
     MessageProperties,
+    NoRoom,
     Plugin,
     PluginConfig,
     Received,
@@ -275,6 +277,28 @@ async def test_a_client_inside_gets_what_it_subscribes_to() -> None:
             await inside.subscribe("a/#/b")
 
 
+async def test_all_that_came_is_taken_at_once_until_the_client_is_closed() -> None:
+    async with serving() as (made, services):
+        inside = await services.client("in")
+        await inside.subscribe("t")
+        sender = await made.client()
+        for number in range(3):
+            sender.publish("t", b"%d" % number, 1)
+        await made.turn()
+        taken = await inside.take()
+        assert [received.message.payload for received in taken] == [b"0", b"1", b"2"]
+        numbers = [received.number for received in taken]
+        assert numbers == sorted(set(numbers))
+        for received in taken:
+            received.ack()
+        assert inside.in_flight == 0
+        waiting = asyncio.ensure_future(inside.take())
+        await made.turn()
+        assert not waiting.done()
+        inside.close()
+        assert await waiting == []
+
+
 async def test_its_receive_maximum_holds_and_a_refusal_is_one() -> None:
     async with serving() as (made, services):
         inside = await services.client("in", receive_maximum=1)
@@ -422,6 +446,13 @@ async def test_a_timer_that_fails_is_told_of(caplog: pytest.LogCaptureFixture) -
     assert "plugin p failed in a timer" in caplog.text
 
 
+async def test_a_timer_that_calls_exit_ends_no_broker(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as (made, services):
+        services.call_later(0.0, lambda: sys.exit(3))
+        await made.until(lambda: "failed in a timer" in caplog.text)
+        assert await services.run_blocking(len, "abc") == 3
+
+
 async def test_a_timer_or_task_that_blocks_is_named(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "mqttd.plugins")
 
@@ -479,6 +510,65 @@ async def _client(made: Hooked, services: BrokerServices) -> InternalClient:
     await made.turn()
     await made.commit()
     return await task
+
+
+async def test_a_plugin_that_hangs_in_its_threads_keeps_no_other_waiting() -> None:
+    ended = threading.Event()
+    async with serving(False, "stuck", "other") as (made, services):
+        try:
+            stuck = [asyncio.ensure_future(services.run_blocking(ended.wait)) for _ in range(9)]
+            await made.turn()
+            assert await made.manager.services["other"].run_blocking(len, "abc") == 3
+            assert not any(one.done() for one in stuck)
+        finally:
+            ended.set()
+        assert await asyncio.gather(*stuck) == [True] * 9
+
+
+@pytest.mark.parametrize("name", ["", "more"])
+async def test_with_a_full_disk_a_row_is_refused_and_nothing_kept(name: str) -> None:
+    async with serving(True) as (made, services):
+        table = services.table(name)
+        table.set("old", b"1")
+        await made.commit()
+        made.broker.refuse(reason_codes.QUOTA_EXCEEDED, made.h.now)
+        with pytest.raises(NoRoom):
+            table.set("new", b"v")
+        assert table.items() == [("old", b"1")]
+        gone = asyncio.ensure_future(table.delete("old"))
+        await made.turn()
+        assert table.items() == []
+        assert not gone.done()
+        made.broker.accept()
+        await made.commit()
+        assert gone.done()
+        table.set("new", b"v")
+        assert table.get("new") == b"v"
+
+
+async def test_with_a_store_that_has_failed_no_row_changes() -> None:
+    async with serving(True) as (made, services):
+        table = services.table()
+        table.set("old", b"1")
+        await made.commit()
+        made.broker.refuse(reason_codes.UNSPECIFIED_ERROR, made.h.now)
+        with pytest.raises(Stopped):
+            table.set("new", b"v")
+        with pytest.raises(Stopped):
+            table.delete("old")
+        assert table.items() == [("old", b"1")]
+
+
+async def test_a_retained_message_at_qos_0_waits_for_room() -> None:
+    async with serving(True) as (made, services):
+        made.broker.refuse(reason_codes.QUOTA_EXCEEDED, made.h.now)
+        waiting = asyncio.ensure_future(services.publish(Message("t", b"x", retain=True)))
+        await made.turn()
+        assert made.broker.retained.count == 0
+        assert not waiting.done()
+        made.broker.refuse(reason_codes.UNSPECIFIED_ERROR, made.h.now)
+        with pytest.raises(Stopped):
+            await waiting
 
 
 async def test_promises_nobody_waits_for_are_no_error(caplog: pytest.LogCaptureFixture) -> None:
