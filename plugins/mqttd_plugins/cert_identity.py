@@ -18,16 +18,14 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
-from weakref import WeakValueDictionary
+from weakref import WeakSet
 
 from pydantic import field_validator, model_validator
 
 from mqttd.api import (
-    DISCONNECTED,
     NOT_MINE,
-    REFUSED,
     Allow,
     BrokerServices,
     Client,
@@ -35,7 +33,6 @@ from mqttd.api import (
     Decision,
     Deny,
     Duration,
-    Event,
     FilePath,
     Plugin,
     PluginConfig,
@@ -110,7 +107,8 @@ class _Holder:
     """Somebody who came with a certificate.
 
     It lives in the client's attributes and goes with it, also when the client leaves before it has
-    a session, which is no event.
+    a session, which is no event. Nothing else tells clients apart: through a proxy, or a Unix
+    socket, they may share a peer, and one identifier may be taken over by the next.
     """
 
     __slots__ = ("__weakref__", "certificate", "client")
@@ -123,8 +121,6 @@ class _Holder:
 class CertIdentity(Plugin[Config]):
     """An authenticator that believes certificates."""
 
-    watches = frozenset({DISCONNECTED, REFUSED})
-
     def __init__(
         self, config: Config, broker: BrokerServices, wall_clock: Callable[[], float] = time.time
     ) -> None:
@@ -133,7 +129,7 @@ class CertIdentity(Plugin[Config]):
         self._state: _State | None = None
         self._watch = self._watched(config)
         self._mine = f"{broker.name}: holder"
-        self._here: WeakValueDictionary[str, _Holder] = WeakValueDictionary()  # by peer
+        self._holders: WeakSet[_Holder] = WeakSet()
 
     async def start(self) -> None:
         await self._watch.start()
@@ -182,18 +178,12 @@ class CertIdentity(Plugin[Config]):
         if config.disconnect_when_expired and left_s <= 0:
             return self._refused("its certificate has expired")
         holder = client.attributes[self._mine] = _Holder(client, certificate)
-        self._here[client.peer] = holder
+        self._holders.add(holder)
         return Allow(
             f"cert_identity: {config.username_from}",
             username=name,
             expires_in_s=left_s if config.disconnect_when_expired else None,
         )
-
-    def observe(self, events: Sequence[Event]) -> None:
-        for event in events:
-            holder = self._here.pop(event.peer, None)
-            if holder is not None:  # its session may keep the client, but needs no certificate
-                holder.client.attributes.pop(self._mine, None)
 
     def _refused(self, reason: str, code: int = reason_codes.NOT_AUTHORIZED) -> Deny:
         self.broker.count("refused")
@@ -237,13 +227,15 @@ class CertIdentity(Plugin[Config]):
         self.broker.gauge("revoked", len(state.lists))
         for issuer in state.lists.expired(self._now()):
             self.broker.log.warning("the revocation list of %s has expired", ascii(issuer))
-        for holder in list(self._here.values()):
+        for client, certificate in [(one.client, one.certificate) for one in self._holders]:
+            session = self.broker.session(client.client_id)
+            if session is None or not session.connected or session.peer != client.peer:
+                continue  # it has left; when it comes back it shows its certificate again
             try:
-                self._admit(state, holder.certificate, expired_counts=True)
+                self._admit(state, certificate, expired_counts=True)
             except Refused as error:
                 self.broker.count("kicked")
-                client_id = holder.client.client_id
-                self.broker.kick(client_id, str(error), reason_codes.NOT_AUTHORIZED)
+                self.broker.kick(client.client_id, str(error), reason_codes.NOT_AUTHORIZED)
 
 
 def _load(config: Config) -> _State:

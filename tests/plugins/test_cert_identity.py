@@ -14,14 +14,13 @@ from mqttd_plugins.cert_identity import CertIdentity, Config
 from pydantic import ValidationError
 
 from mqttd.api import (
-    DISCONNECTED,
     NOT_MINE,
     Allow,
     Client,
     Credentials,
     Decision,
     Deny,
-    Event,
+    SessionInfo,
     reason_codes,
 )
 from mqttd.testing import StandIn
@@ -38,6 +37,11 @@ async def started(**config: object) -> tuple[CertIdentity, StandIn]:
     plugin = CertIdentity(model, broker, wall_clock=NOW.timestamp)
     await plugin.start()
     return plugin, broker
+
+
+def connected(broker: StandIn, one: Client, there: bool = True) -> None:
+    session = SessionInfo(one.client_id, one.username, there, one.peer, (), 0, 0, 0)
+    broker.known[one.client_id] = session
 
 
 def client(der: bytes | None, client_id: str = "c", peer: str = "192.0.2.1:1") -> Client:
@@ -262,12 +266,43 @@ async def test_who_is_revoked_while_connected_is_kicked(tmp_path: Path) -> None:
         der = SIGNER.issue(name(f"n{serial}"), serial)
         here.append(client(der, f"c{serial}", f"192.0.2.1:{serial}"))
         assert isinstance(plugin.authenticate(here[-1], NOBODY), Allow)
-    plugin.observe([Event(DISCONNECTED, 0.0, "c9", peer="192.0.2.1:9")])
+        connected(broker, here[-1], serial < 9)
     crl.write_bytes(SIGNER.revoke(7, 9))
     os.utime(crl, ns=(1, 1))
     await broker.advance(2)
     assert broker.kicked == [("c7", "its certificate was revoked", reason_codes.NOT_AUTHORIZED)]
     assert broker.gauges["revoked"] == 2
+    await plugin.stop()
+
+
+async def test_who_shares_a_peer_with_others_is_kicked_as_well(tmp_path: Path) -> None:
+    crl = tmp_path / "ca.crl"
+    crl.write_bytes(SIGNER.revoke(1))
+    plugin, broker = await started(crl=[str(crl)])
+    here = [client(SIGNER.issue(name(f"n{n}"), n), f"c{n}", "unix:/run/s") for n in (7, 8, 9)]
+    for one in here:
+        assert isinstance(plugin.authenticate(one, NOBODY), Allow)
+        connected(broker, one)
+    crl.write_bytes(SIGNER.revoke(7, 8))
+    os.utime(crl, ns=(1, 1))
+    await broker.advance(2)
+    assert sorted(client_id for client_id, *_ in broker.kicked) == ["c7", "c8"]
+    await plugin.stop()
+
+
+async def test_who_came_after_one_that_was_revoked_stays(tmp_path: Path) -> None:
+    crl = tmp_path / "ca.crl"
+    crl.write_bytes(SIGNER.revoke(1))
+    plugin, broker = await started(crl=[str(crl)])
+    before = client(SIGNER.issue(name("n"), 7), "c", "192.0.2.1:1")
+    after = client(SIGNER.issue(name("n"), 8), "c", "192.0.2.1:2")
+    for one in (before, after):  # with the same identifier
+        assert isinstance(plugin.authenticate(one, NOBODY), Allow)
+    connected(broker, after)
+    crl.write_bytes(SIGNER.revoke(7))
+    os.utime(crl, ns=(1, 1))
+    await broker.advance(2)
+    assert broker.kicked == []
     await plugin.stop()
 
 
@@ -287,6 +322,7 @@ async def test_a_reload_takes_all_of_it_or_nothing(tmp_path: Path) -> None:
     plugin, broker = await started()
     here = client(SIGNER.issue(name("a")))
     assert isinstance(plugin.authenticate(here, NOBODY), Allow)
+    connected(broker, here)
     with pytest.raises(ValueError, match="no distinguished name"):
         await plugin.reload(Config.model_validate({"issuers": ["x"], "template": "a{}"}))
     assert isinstance(plugin.authenticate(here, NOBODY), Allow)
