@@ -181,7 +181,12 @@ class Works:
         if pool is None:
             pool = self._pools[plugin] = ThreadPoolExecutor(THREADS, f"mqttd-{plugin}")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, function, *arguments)
+        return await loop.run_in_executor(pool, function, *arguments)
+
+    def has_failed(self) -> bool:
+        """The store has, for good; not so a full disk, which may have room again."""
+        refusing = self.broker.journal.refusing
+        return refusing != 0 and refusing != spec.QUOTA_EXCEEDED
 
     async def close(self) -> None:
         """Break what can't be kept any more, and end what runs."""
