@@ -7,9 +7,11 @@ with that drop is taken, and publishes what the hook makes of each.
 Must not know: topics of dead letters, plugins, sessions. Without anybody who asks there is no
 `Letters`, and a drop costs one comparison more.
 
-Invariants: a message that is a dead letter itself, by its mark, is counted and never in the list,
-so that there is no loop whatever it is sent to; the list is bounded; what isn't in it is counted,
-be it that the list was full or that only the store had the message at hand.
+Invariants: a message that is a dead letter itself is counted and never in the list, so that there
+is no loop whatever it is sent to. It is known by its mark, a user property, and by having no client
+for its publisher: the mark of a client's own PUBLISH says nothing, and is passed on as any user
+property is. The list is bounded; what isn't in it is counted, be it that the list was full or that
+only the store had the message at hand.
 """
 
 from typing import Final
@@ -45,7 +47,7 @@ class Letters:
     def add(self, reason: str, client_id: str, group: str, message: Message) -> None:
         if reason not in self.reasons:
             return
-        if _MARK in message.properties:
+        if not message.origin and _MARK in message.properties:
             self.again += 1
         elif len(self.waiting) >= MAX_LETTERS:
             self.lost += 1

@@ -7,6 +7,7 @@ Must not know: sessions, windows, transports.
 """
 
 from mqttd.core.message import Holder, Message
+from mqttd.core.trie import SharedGroup
 
 
 class Link(Holder):
@@ -20,6 +21,7 @@ class Link(Holder):
         # to be made for this client (topic aliases, a limit on the packet size, a hook).
         self.lane: int = 0
         self.guarded: bool = False  # not everything may be sent to it: see `may_receive`
+        self.through: SharedGroup | None = None  # the group of what is being sent
 
     def send_publish(
         self,

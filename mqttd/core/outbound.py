@@ -272,7 +272,8 @@ class Outbound(Link):
 
     def _lost(self, reason: str, message: Message) -> None:
         """A message that this client does not get."""
-        self.context.drop(reason, self.whose(), message)
+        group = "" if self.through is None else self.through.title
+        self.context.drop(reason, self.whose(), message, group)
 
     def whose(self) -> str:
         """The client id, for the record of decisions; "" before there is one."""

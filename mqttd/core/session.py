@@ -294,9 +294,7 @@ class Session(Subscriber):
         link = self.link
         assert link is not None
         if delivery.qos == 0:
-            if link.send_publish(
-                delivery.message, 0, delivery.retain, 0, False, delivery.identifiers, now
-            ):
+            if self._give(link, delivery, False, now):
                 self.context.delivered(self.client_id, delivery.message)
             return
         if self.durable and not delivery.journalled:
@@ -308,9 +306,7 @@ class Session(Subscriber):
     def _transmit(self, link: Link, delivery: Delivery, now: float) -> None:
         """Give the delivery its packet identifier and send it, or line it up in `due`."""
         if delivery.qos == 0:
-            if link.send_publish(
-                delivery.message, 0, delivery.retain, 0, False, delivery.identifiers, now
-            ):
+            if self._give(link, delivery, False, now):
                 self.context.delivered(self.client_id, delivery.message)
             if delivery.journalled:
                 self._settle(delivery)
@@ -338,7 +334,17 @@ class Session(Subscriber):
         delivery.sent = True
         if dup:
             self.context.counters.redelivered += 1
-        if not link.send_publish(
+        if not self._give(link, delivery, dup, now):
+            # [MQTT-3.1.2-25] too large for this client, or kept from it by a hook: as if delivered,
+            # and the quota is free.
+            self.window.pop(delivery.packet_id)
+            self.quota += 1
+            self._settle(delivery)
+
+    def _give(self, link: Link, delivery: Delivery, dup: bool, now: float) -> bool:
+        """Hand a delivery to the connection. Where it ends there, its group is named."""
+        link.through = delivery.group
+        given = link.send_publish(
             delivery.message,
             delivery.qos,
             delivery.retain,
@@ -346,12 +352,9 @@ class Session(Subscriber):
             dup,
             delivery.identifiers,
             now,
-        ):
-            # [MQTT-3.1.2-25] too large for this client, or kept from it by a hook: as if delivered,
-            # and the quota is free.
-            self.window.pop(delivery.packet_id)
-            self.quota += 1
-            self._settle(delivery)
+        )
+        link.through = None
+        return given
 
     def _await_commit(self) -> None:
         if not self.waiting:

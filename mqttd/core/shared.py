@@ -85,8 +85,12 @@ def _distribute(group: SharedGroup, message: Message, now: float, context: Conte
             return
         session = member.subscriber
         assert isinstance(session, Session)
+        link = session.link
+        assert link is not None
         retain = message.retain and member.retain_as_published
+        link.through = group
         session.deliver(message, 0, retain, member.identifier_block, now)
+        link.through = None
         return
     delivery = Delivery(message, message.qos, False, b"", group)
     if message.barrier <= context.journal.committed and group.queue is None:

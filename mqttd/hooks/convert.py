@@ -24,6 +24,12 @@ from mqttd.core.settings import NEVER
 from mqttd.core.topics import validate_topic_name
 from mqttd.hooks.values import ConnectRequest, Message, Undelivered
 
+_OF_LETTERS: Final = frozenset(
+    {
+        *(MARK, "mqttd-topic", "mqttd-time"),
+        *("mqttd-client", "mqttd-share", "mqttd-publisher"),
+    }
+)
 _LONGEST: Final = spec.MAX_VARINT + 5  # bytes of a packet
 
 
@@ -68,7 +74,10 @@ def core_message_of(message: Message, now: float, origin: str) -> CoreMessage:
 
 
 def letter_of(made: Message, undelivered: Undelivered) -> Message:
-    """The dead letter that a plugin made, with the properties that all dead letters have."""
+    """The dead letter that a plugin made, with the properties that all dead letters have.
+
+    What stood under their names before was somebody else's word, and goes.
+    """
     found = [
         (MARK, undelivered.reason),
         ("mqttd-topic", undelivered.message.topic),
@@ -81,9 +90,8 @@ def letter_of(made: Message, undelivered: Undelivered) -> Message:
     if undelivered.message.client_id:
         found.append(("mqttd-publisher", undelivered.message.client_id))
     before = made.properties
-    return made.replace(
-        properties=replace(before, user_properties=(*before.user_properties, *found))
-    )
+    kept = [each for each in before.user_properties if each[0] not in _OF_LETTERS]
+    return made.replace(properties=replace(before, user_properties=(*kept, *found)))
 
 
 def request_of(connect: Connect) -> ConnectRequest:

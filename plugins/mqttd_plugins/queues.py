@@ -175,7 +175,7 @@ class Queues(Plugin[Config]):
 
     undelivered = frozenset(
         {
-            *("expired", "queue_full", "redelivery_limit"),
+            *("expired", "queue_full", "redelivery_limit", "packet_too_large"),
             *("refused_by_receiver", "not_authorized", "session_ended"),
         }
     )

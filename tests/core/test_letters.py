@@ -6,6 +6,7 @@ from mqttd.core import counters as count
 from mqttd.core.letters import MARK, MAX_LETTERS, Letter, Letters
 from mqttd.core.message import Message
 from mqttd.core.packets import Filter, Puback, Pubrec, Suback, Subscribe
+from mqttd.core.properties import Properties
 from mqttd.core.wire import u16
 from tests.core.paging_kit import Paged
 from tests.core.rig import make_settings
@@ -134,6 +135,38 @@ def test_a_letter_that_matches_the_full_queue_again_makes_no_loop() -> None:
     b.send(b"1", b"2")
     assert len(b.asked) == 1
     assert b.letters.again == 1
+
+
+def test_the_mark_on_a_clients_message_is_just_a_user_property() -> None:
+    b = Buried(Harness(make_settings(max_queued_messages=1)))
+    collector = b.client("collector", "dead/#")
+    b.client("a", "t", expiry=1000).drop()
+    forged = b"\x26" + u16(len(MARK)) + MARK.encode() + b"\x00\x01x"
+    publisher = b.h.client("p")
+    for payload in (b"1", b"2"):
+        publisher.publish("t", payload, 1, properties=forged)
+    assert payloads(collector) == [b"2"]
+    assert (b.letters.published, b.letters.again) == (1, 0)
+
+
+@pytest.mark.parametrize("topic_filter", ["t", "$share/g/t"])
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_what_is_too_large_leads_to_a_letter_that_names_its_group(
+    topic_filter: str, qos: int
+) -> None:
+    b = Buried(Harness())
+    collector = b.client("collector", "dead/#")
+    properties = Properties()
+    properties.maximum_packet_size = 64
+    small = b.client("small", topic_filter, properties=properties)
+    b.h.client("p").publish("t", b"x" * 64, qos)
+    (packet,) = collector.messages()
+    assert packet.topic == "dead/packet_too_large"
+    (letter,) = b.asked
+    group = "" if topic_filter == "t" else topic_filter
+    assert (letter.client_id, letter.group) == ("small", group)
+    b.h.client("q").publish("t", b"fits", qos)
+    assert payloads(small) == [b"fits"]
 
 
 def test_the_list_is_bounded() -> None:

@@ -12,6 +12,9 @@ from mqttd.core.settings import Settings
 from mqttd.hooks.manager import PluginError
 from tests.hooks.kit import hooked, prepared
 
+FORGED = (("mqttd-topic", "elsewhere"), ("k", "v"), ("mqttd-dead-letter", "boredom"))
+"""What a client says of its own message."""
+
 
 class Empty(PluginConfig):
     """Nothing."""
@@ -63,7 +66,7 @@ async def letters_of(*plugins: type[Plugin[Any]]) -> tuple[list[Any], list[Publi
         absent.take_first(Suback)
         absent.drop()
         publisher = await it.client("p")
-        properties = MessageProperties(content_type="text/plain", user_properties=(("k", "v"),))
+        properties = MessageProperties(content_type="text/plain", user_properties=FORGED)
         for payload in (b"1", b"2"):
             publisher.publish("t", payload, 1, properties=properties.encoded())
         await it.turn()

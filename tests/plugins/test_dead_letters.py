@@ -4,14 +4,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mqttd_plugins.dead_letters import Config, DeadLetters, filled
+from mqttd_plugins.dead_letters import USUAL, Config, DeadLetters, filled
 from pydantic import ValidationError
 
 import mqttd
 from mqttd.api import UNDELIVERED, Message, Undelivered
-from mqttd.core.packets import Connack, Connect, Disconnect, Filter, Publish, Suback, Subscribe
+from mqttd.core.packets import (
+    Connack,
+    Connect,
+    Disconnect,
+    Filter,
+    Puback,
+    Publish,
+    Suback,
+    Subscribe,
+)
 from mqttd.core.properties import Properties, decode_forwardable
+from mqttd.core.settings import Settings, SharePolicy
 from mqttd.testing import StandIn
+from tests.harness import FakeClient
+from tests.hooks.kit import hooked, prepared
 from tests.net.kit import Wire
 from tests.plugins.broker_kit import acknowledged, broker_with, client
 
@@ -87,6 +99,73 @@ async def test_other_reasons_need_a_start() -> None:
     assert made.on_undelivered(undelivered("expired")) is None
     with pytest.raises(ValueError, match="need a start"):
         await made.reload(Config(reasons=["session_ended"]))
+
+
+async def test_each_reason_is_routed_and_said() -> None:
+    settings = Settings()
+    settings.max_queued_messages = 1
+    async with hooked(prepared(DeadLetters, "dead_letters"), settings=settings) as it:
+
+        async def subscriber(name: str, topic_filter: str, **values: Any) -> FakeClient:
+            client = await it.client(name, **values)
+            client.auto_ack = False
+            client.send(Subscribe(1, [Filter(topic_filter, 1)]))
+            await it.turn()
+            client.take_first(Suback)
+            return client
+
+        collector = await subscriber("collector", "$dlq/#")
+        collector.auto_ack = True
+        publisher = await it.client("p")
+        absent = await subscriber("absent", "queue_full", expiry=10_000)
+        late = await subscriber("late", "expired", expiry=10_000)
+        small = Properties()
+        small.maximum_packet_size = 100
+        await subscriber("small", "packet_too_large", properties=small)
+        refusing = await subscriber("refusing", "refused_by_receiver")
+        leaving = await subscriber("leaving", "session_ended")
+        failing = await subscriber("failing", "$share/g/redelivery_limit")
+        standby = await subscriber("standby", "$share/g/redelivery_limit")
+        stays = await subscriber("stays", "$share/g/redelivery_limit", expiry=10_000)
+        policy = SharePolicy()
+        policy.redelivery_limit = 1
+        assert it.broker.govern("g", "redelivery_limit", policy)
+        for client in (absent, late, stays):
+            client.drop()
+
+        publisher.publish("queue_full", b"waits", 1)
+        publisher.publish("queue_full", b"queue_full", 1)
+        publisher.publish("expired", b"expired", 1, message_expiry=1)
+        publisher.publish("packet_too_large", b"packet_too_large".ljust(100), 1)
+        for topic in ("refused_by_receiver", "session_ended", "redelivery_limit"):
+            publisher.publish(topic, topic.encode(), 1)
+        await it.turn()
+        refusing.send(Puback(refusing.messages()[0].packet_id, 0x80))
+        leaving.drop()
+        failing.drop()
+        await it.turn()
+        standby.drop()
+        it.h.now += 2
+        await it.client("late", clean_start=False, expiry=10_000)
+        await it.turn()
+
+        said = {}
+        for packet in collector.messages():
+            of = dict(decode_forwardable(packet.properties).user_properties)
+            reason = of["mqttd-dead-letter"]
+            assert packet.topic == f"$dlq/{reason}/{reason}"
+            assert bytes(packet.payload).decode().rstrip() == reason == of["mqttd-topic"]
+            assert of["mqttd-publisher"] == "p"
+            said[reason] = (of.get("mqttd-client"), of.get("mqttd-share"))
+        assert said == {
+            "queue_full": ("absent", None),
+            "expired": ("late", None),
+            "packet_too_large": ("small", None),
+            "refused_by_receiver": ("refusing", None),
+            "session_ended": ("leaving", None),
+            "redelivery_limit": (None, "$share/g/redelivery_limit"),
+        }
+        assert set(said) == set(USUAL)
 
 
 # In a broker.
