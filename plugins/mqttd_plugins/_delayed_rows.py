@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Final
+from typing import Any, Final
 
 from mqttd.api import Message
 
@@ -25,13 +25,30 @@ _LENGTH: Final = struct.Struct(">I")
 class Waiting:
     """A message that waits, without its payload: that stays in the row. Instants are monotonic."""
 
-    __slots__ = ("client_id", "due_at", "expires_at", "octets", "qos", "retain", "serial", "topic")
+    __slots__ = (
+        "client_id",
+        "due_at",
+        "expires_at",
+        "octets",
+        "qos",
+        "retain",
+        "serial",
+        "topic",
+        "username",
+    )
 
     def __init__(
-        self, serial: int, message: Message, octets: int, due_at: float, expires_at: float | None
+        self,
+        serial: int,
+        message: Message,
+        username: str | None,
+        octets: int,
+        due_at: float,
+        expires_at: float | None,
     ) -> None:
         self.serial = serial
         self.client_id = message.client_id
+        self.username = username
         self.topic = message.topic
         self.qos = message.qos
         self.retain = message.retain
@@ -47,7 +64,7 @@ class Waiting:
         return (self.due_at, self.serial) < (other.due_at, other.serial)
 
 
-def to_row(message: Message, delay_s: float, epoch: float) -> bytes:
+def to_row(message: Message, username: str | None, delay_s: float, epoch: float) -> bytes:
     """The row of a message that is due in `delay_s`; `epoch` is what the wall clock shows."""
     block = message.block
     header = json.dumps(
@@ -56,6 +73,7 @@ def to_row(message: Message, delay_s: float, epoch: float) -> bytes:
             "qos": message.qos,
             "retain": message.retain,
             "client_id": message.client_id,
+            "username": username,
             "delay": delay_s,
             "due": epoch + delay_s,
             "expires": message.expires_in_s,
@@ -67,21 +85,29 @@ def to_row(message: Message, delay_s: float, epoch: float) -> bytes:
 
 def from_row(key: str, row: bytes, now: float, epoch: float) -> Waiting:
     """What waits in a row. ValueError for one that is none."""
-    delay_s, due, message = _parts(row)
+    header, message = _parts(row)
+    try:
+        delay_s, due = float(header["delay"]), float(header["due"])
+        username = header.get("username")
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no delayed message: {error}") from None
+    if not isinstance(username, str | None):
+        raise ValueError("no delayed message: a user name that is none")
     since_s = max(epoch - (due - delay_s), 0.0)
     expires_at = None
     if message.expires_in_s is not None:
         expires_at = now + message.expires_in_s - since_s
-    return Waiting(int(key), message, len(row), now + max(delay_s - since_s, 0.0), expires_at)
+    due_at = now + max(delay_s - since_s, 0.0)
+    return Waiting(int(key), message, username, len(row), due_at, expires_at)
 
 
 def message_of(row: bytes) -> Message:
     """The message itself, as it came. ValueError for a row that is none."""
-    return _parts(row)[2]
+    return _parts(row)[1]
 
 
-def _parts(row: bytes) -> tuple[float, float, Message]:
-    """Delay, instant when it is due, message."""
+def _parts(row: bytes) -> tuple[dict[str, Any], Message]:
+    """The header, and the message that it belongs to."""
     try:
         (length,) = _LENGTH.unpack_from(row)
         at = _LENGTH.size + length
@@ -96,6 +122,6 @@ def _parts(row: bytes) -> tuple[float, float, Message]:
             client_id=header["client_id"],
             block=row[at:end],
         )
-        return float(header["delay"]), float(header["due"]), message
+        return header, message
     except (struct.error, KeyError, TypeError) as error:
         raise ValueError(f"no delayed message: {error}") from None

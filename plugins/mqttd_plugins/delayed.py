@@ -11,8 +11,8 @@ message comes: when it is due its publisher may be gone.
 Must not know: subscribers, how the table is stored.
 
 Invariants: what is due at the same instant goes out in the order in which it came; what waits is
-bounded in number, in bytes, and for each client; the expiry interval of a message runs while it
-waits; a topic below "$" can't be the inner one, so nothing is delayed twice and nothing reaches
+bounded in number and in bytes, in all and for each publisher; the expiry interval of a message runs
+while it waits; a topic below "$" can't be the inner one, so nothing is delayed twice and nothing reaches
 what is the broker's own.
 """
 
@@ -25,7 +25,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Mapping
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -69,6 +69,10 @@ class Config(PluginConfig):
     """Of one publisher."""
     max_bytes: Size = 64 * 1024 * 1024
     """Bytes of all that waits, properties and topics included."""
+    max_bytes_per_client: Size = 16 * 1024 * 1024
+    """The same of one publisher."""
+    publisher: Literal["client", "user"] = "client"
+    """Whose messages count as those of one publisher: a client identifier's, or a user name's."""
 
 
 class Delayed(Plugin[Config]):
@@ -78,7 +82,8 @@ class Delayed(Plugin[Config]):
         super().__init__(config, broker)
         self._waiting: dict[int, Waiting] = {}
         self._order: list[Waiting] = []  # a heap; what was deleted stays until it is due
-        self._per_client: Counter[str] = Counter()
+        self._messages_of: Counter[str] = Counter()  # by publisher
+        self._octets_of: Counter[str] = Counter()
         self._octets = 0
         self._serial = 0
         self._timer: Timer | None = None
@@ -106,6 +111,15 @@ class Delayed(Plugin[Config]):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), STOP_S)
 
+    async def reload(self, config: Config) -> None:
+        """What waits stays, also where it is more than may wait now."""
+        self.config = config
+        self._messages_of.clear()
+        self._octets_of.clear()
+        self._octets = 0
+        for waiting in self._waiting.values():
+            self._add(waiting, 1)
+
     # What comes in.
 
     def on_publish(self, client: Client, message: Message) -> Deny | Awaitable[Deny | Drop] | None:
@@ -132,13 +146,15 @@ class Delayed(Plugin[Config]):
         verdict = await self.broker.may_publish(client, message.topic, message.qos, message.retain)
         if isinstance(verdict, Deny):
             return self._refuse(verdict.reason, verdict.code, verdict.rule)
-        row = to_row(message, delay_s, time.time())
-        if self._is_full(message.client_id, len(row)):
+        row = to_row(message, client.username, delay_s, time.time())
+        publisher = self._publisher(message.client_id, client.username)
+        if self._is_full(publisher, len(row)):
             return self._refuse("too much is waiting already", reason_codes.QUOTA_EXCEEDED)
         now = self.broker.now()
         expires_at = None if message.expires_in_s is None else now + message.expires_in_s
         self._serial += 1
-        waiting = Waiting(self._serial, message, len(row), now + delay_s, expires_at)
+        due_at = now + delay_s
+        waiting = Waiting(self._serial, message, client.username, len(row), due_at, expires_at)
         self._table.set(waiting.key, row)
         self._keep(waiting)
         self._arm()
@@ -149,12 +165,19 @@ class Delayed(Plugin[Config]):
         self.broker.count("refused")
         return Deny(why, code, rule, cache=False)
 
-    def _is_full(self, client_id: str, octets: int) -> bool:
+    def _publisher(self, client_id: str, username: str | None) -> str:
+        """By whose name it is counted: a client without a user name stands for itself."""
+        if self.config.publisher == "user" and username is not None:
+            return f"user {username}"
+        return f"client {client_id}"
+
+    def _is_full(self, publisher: str, octets: int) -> bool:
         config = self.config
         return (
             len(self._waiting) >= config.max_messages
             or self._octets + octets > config.max_bytes
-            or self._per_client[client_id] >= config.max_messages_per_client
+            or self._messages_of[publisher] >= config.max_messages_per_client
+            or self._octets_of[publisher] + octets > config.max_bytes_per_client
         )
 
     def _keep(self, waiting: Waiting) -> None:
@@ -168,9 +191,11 @@ class Delayed(Plugin[Config]):
 
     def _add(self, waiting: Waiting, by: int) -> None:
         self._octets += by * waiting.octets
-        self._per_client[waiting.client_id] += by
-        if not self._per_client[waiting.client_id]:
-            del self._per_client[waiting.client_id]
+        publisher = self._publisher(waiting.client_id, waiting.username)
+        self._messages_of[publisher] += by
+        self._octets_of[publisher] += by * waiting.octets
+        if not self._messages_of[publisher]:
+            del self._messages_of[publisher], self._octets_of[publisher]
         self.broker.gauge("waiting", len(self._waiting))
         self.broker.gauge("waiting_bytes", self._octets)
 

@@ -41,10 +41,15 @@ async def started(broker: Unsteady | None = None, **config: Any) -> tuple[Delaye
 
 
 async def send(
-    plugin: Delayed, topic: str, payload: bytes = b"p", client_id: str = "pump", **more: Any
+    plugin: Delayed,
+    topic: str,
+    payload: bytes = b"p",
+    client_id: str = "pump",
+    user: str | None = None,
+    **more: Any,
 ) -> Deny | Drop | None:
     message = Message(topic, payload, client_id=client_id, **more)
-    answer = plugin.on_publish(Client(client_id), message)
+    answer = plugin.on_publish(Client(client_id, user), message)
     return await answer if isinstance(answer, Awaitable) else answer
 
 
@@ -165,7 +170,13 @@ async def test_too_long_a_delay_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "limit", [{"max_messages": 2}, {"max_messages_per_client": 2}, {"max_bytes": 500}]
+    "limit",
+    [
+        {"max_messages": 2},
+        {"max_messages_per_client": 2},
+        {"max_bytes": 600},
+        {"max_bytes_per_client": 600},
+    ],
 )
 async def test_no_more_waits_than_may(limit: dict[str, Any]) -> None:
     plugin, broker = await started(**limit)
@@ -175,9 +186,32 @@ async def test_no_more_waits_than_may(limit: dict[str, Any]) -> None:
     assert isinstance(deny, Deny)
     assert deny.code == reason_codes.QUOTA_EXCEEDED
     of_another = await send(plugin, "$delayed/5/a", bytes(100), "valve")
-    assert isinstance(of_another, Drop) == ("max_messages_per_client" in limit)
+    assert isinstance(of_another, Drop) == any("per_client" in key for key in limit)
     await broker.advance(5.0)
     assert isinstance(await send(plugin, "$delayed/5/a", bytes(100)), Drop)
+
+
+async def test_another_client_id_brings_no_more_room_where_users_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits: dict[str, Any] = {"max_messages_per_client": 1, "publisher": "user"}
+    plugin, broker = await started(**limits)
+    assert isinstance(await send(plugin, "$delayed/5/a", client_id="one", user="ann"), Drop)
+    assert isinstance(await send(plugin, "$delayed/5/a", client_id="two", user="ann"), Deny)
+    assert isinstance(await send(plugin, "$delayed/5/a", client_id="two", user="bob"), Drop)
+    assert isinstance(await send(plugin, "$delayed/5/a", client_id="ann"), Drop)  # no user
+    plugin, broker = await restarted(broker, 1.0, monkeypatch, **limits)
+    assert isinstance(await send(plugin, "$delayed/5/a", client_id="three", user="ann"), Deny)
+
+
+async def test_a_reload_counts_anew() -> None:
+    plugin, broker = await started(max_messages_per_client=1)
+    await send(plugin, "$delayed/5/a", client_id="one", user="ann")
+    await plugin.reload(Config(max_messages_per_client=1, publisher="user"))
+    assert isinstance(await send(plugin, "$delayed/5/a", client_id="two", user="ann"), Deny)
+    await broker.advance(5.0)
+    assert broker.gauges["waiting_bytes"] == 0
+    assert isinstance(await send(plugin, "$delayed/5/a", client_id="two", user="ann"), Drop)
 
 
 async def test_a_message_that_expires_meanwhile_is_not_published() -> None:
@@ -240,13 +274,13 @@ async def test_the_row_stays_until_the_message_is_durable_and_a_stop_waits_for_t
 
 
 async def restarted(
-    broker: Unsteady, after_s: float, monkeypatch: pytest.MonkeyPatch
+    broker: Unsteady, after_s: float, monkeypatch: pytest.MonkeyPatch, **config: Any
 ) -> tuple[Delayed, Unsteady]:
     epoch = time.time() + after_s
     monkeypatch.setattr(time, "time", lambda: epoch)
     again = Unsteady()
     again.tables = broker.tables
-    return await started(again)
+    return await started(again, **config)
 
 
 async def test_messages_outlive_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +332,7 @@ async def test_a_row_that_cannot_be_read_does_not_hide_the_others(
     await send(plugin, "$delayed/5/a")
     for number, row in enumerate((b"", b"\0\0\0\2{}", b"\0\0\0\x09[1, 2, 3]", b"\xff" * 40)):
         broker.table().set(str(number + 100), row)
-    broker.table().set("x", to_row(Message("a"), 1.0, 0.0))
+    broker.table().set("x", to_row(Message("a"), None, 1.0, 0.0))
     _, broker = await restarted(broker, 5.0, monkeypatch)
     await broker.advance(5.0)
     assert payloads(broker) == [b"p"]
@@ -314,6 +348,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size
     qos=st.integers(0, 2),
     retain=st.booleans(),
     client_id=TEXT,
+    username=st.none() | TEXT,
     pairs=st.lists(st.tuples(TEXT, TEXT), max_size=4),
 )
 def test_any_message_comes_back_out_of_its_row(
@@ -322,14 +357,16 @@ def test_any_message_comes_back_out_of_its_row(
     qos: int,
     retain: bool,
     client_id: str,
+    username: str | None,
     pairs: list[tuple[str, str]],
 ) -> None:
     properties = MessageProperties(user_properties=tuple(pairs))
     message = Message(topic, payload, qos, retain, properties, client_id=client_id)
-    row = to_row(message, 10.0, 5000.0)
+    row = to_row(message, username, 10.0, 5000.0)
     assert message_of(row) == message
     waiting = from_row("7", row, 100.0, 5004.0)
     assert (waiting.serial, waiting.due_at, waiting.topic) == (7, 106.0, topic)
+    assert waiting.username == username
 
 
 # The operator.
