@@ -33,7 +33,6 @@ from mqttd.hooks.values import (
     Figure,
     Message,
     MessageProperties,
-    NotMine,
     ShareInfo,
     SharePolicy,
     SubscriptionRequest,
@@ -199,9 +198,9 @@ class Plugin(Generic[ConfigT]):
         """
         return None
 
+
 class NoRoom(OSError):
     """The disk is full, so nothing more is stored until there is room. Nothing was changed."""
-
 
 
 class Timer(ABC):
@@ -476,15 +475,15 @@ class BrokerServices(ABC):
 
 __all__ = [
     "BrokerServices",
+    "ConfigT",
     "InternalClient",
     "NoRoom",
     "Plugin",
     "PluginConfig",
     "Received",
+    "Responder",
+    "ResultT",
     "SessionInfo",
     "Table",
     "Timer",
 ]
-    "ConfigT",
-    "Responder",
-    "ResultT",
