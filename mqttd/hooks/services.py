@@ -37,8 +37,8 @@ from mqttd.hooks.guard import WATCH, Watched
 from mqttd.hooks.plugin import (
     BrokerServices,
     InternalClient,
-    Received,
     NoRoom,
+    Received,
     Responder,
     SessionInfo,
     Table,
@@ -60,8 +60,8 @@ ResultT = TypeVar("ResultT")
 THREADS: Final = 2  # of `run_blocking`, of each plugin: the loop needs a core as well
 _SLICE: Final = 256  # sessions, or retained messages, looked at before others get their turn
 _STOPPED: Final = "the broker has stopped"
-_MAILBOX: Final = 10_000  # QoS 0 messages that wait for a client inside, then they are dropped
 _FAILED: Final = "the store has failed: nothing becomes durable any more"
+_MAILBOX: Final = 10_000  # QoS 0 messages that wait for a client inside, then they are dropped
 
 logger: Final = logging.getLogger("mqttd.plugins")
 audit: Final = logging.getLogger("mqttd.audit")
@@ -260,55 +260,26 @@ class _Rows(Table):
         return self._works.broker.tables.items(self._name)
 
     def set(self, key: str, value: bytes) -> Awaitable[None]:
-        return self._works.durable(self._works.broker.tables.set(self._name, key, value))
-
-    def delete(self, key: str) -> Awaitable[None]:
-        return self._works.durable(self._works.broker.tables.drop(self._name, key))
-
-
         self._look()
         if self._works.broker.journal.refusing:
             raise NoRoom(errno.ENOSPC, "the disk is full: nothing more is stored")
-class _Inner(InternalClient):
-    """A client inside, for a plugin."""
+        return self._works.durable(self._works.broker.tables.set(self._name, key, value))
 
+    def delete(self, key: str) -> Awaitable[None]:
         # With a full disk as well: it frees room, and its promise comes true when there is some.
         self._look()
-    def __init__(self, works: Works, inside: Inside) -> None:
-        self.client_id = inside.client_id
+        return self._works.durable(self._works.broker.tables.drop(self._name, key))
+
     def _look(self) -> None:
         if self._works.has_failed():
             raise Stopped(_FAILED)
 
 
-class _Arrived(Received):
-    """A message in a mailbox; thousands a second are made, so it has no closure of its own."""
+class _Inner(InternalClient):
+    """A client inside, for a plugin."""
 
-    __slots__ = ("_inner", "_packet_id", "_session")
-
-    def __init__(self, arrival: Arrival, inner: _Inner, now: float) -> None:
-        core = arrival.message
-        self.message = Message(
-            core.topic,
-            core.payload,
-            arrival.qos,
-            arrival.retain,
-            None,
-            core.expires_at - now if core.expires_at else None,
-            core.origin,
-            core.properties,
-        )
-        self.duplicate = arrival.dup
-        self.number = arrival.number
-        self._packet_id = arrival.packet_id
-        self._inner = inner
-        self._session = inner.session
-
-    def ack(self, reason: int = spec.SUCCESS) -> None:
-        packet_id, self._packet_id = self._packet_id, 0
-        if packet_id:
-            self._inner.acknowledge(packet_id, self._session, reason)
-
+    def __init__(self, works: Works, inside: Inside) -> None:
+        self.client_id = inside.client_id
         self._works = works
         self._inside = inside
         self._mailbox: asyncio.Queue[Received | None] = asyncio.Queue()
