@@ -125,7 +125,8 @@ class StandInClient(InternalClient):
         self.open = True
         self._broker = broker
         self._waiting: deque[Message] = deque()
-        self._unsettled: list[Message] = []
+        self._unsettled: dict[int, Message] = {}  # by number
+        self._last = 0
         self._mailbox: asyncio.Queue[Received | None] = asyncio.Queue()
 
     def arrive(self, message: Message) -> None:
@@ -140,26 +141,25 @@ class StandInClient(InternalClient):
     def _pump(self) -> None:
         while self.open and self._waiting and len(self._unsettled) < self.receive_maximum:
             message = self._waiting.popleft()
-            self._unsettled.append(message)
-            self._hand_over(message, False)
+            self._last += 1
+            self._unsettled[self._last] = message
+            self._hand_over(self._last, message, False)
 
-    def _hand_over(self, message: Message, duplicate: bool) -> None:
+    def _hand_over(self, number: int, message: Message, duplicate: bool) -> None:
         def acknowledge(reason: int) -> None:
-            place = next((n for n, one in enumerate(self._unsettled) if one is message), -1)
-            if self._mailbox is mailbox and place >= 0:
-                del self._unsettled[place]
+            if self._mailbox is mailbox and self._unsettled.pop(number, None) is not None:
                 self.settled.append((message, reason))
                 self._pump()
 
         mailbox = self._mailbox
-        mailbox.put_nowait(Received(message, duplicate, acknowledge))
+        mailbox.put_nowait(Received(message, duplicate, acknowledge, number if self.lasts else 0))
 
     def resume(self) -> None:
         """The session is taken up again: what wasn't acknowledged comes first, as duplicates."""
         self.open = True
         self._mailbox = asyncio.Queue()
-        for message in self._unsettled:
-            self._hand_over(message, True)
+        for number, message in self._unsettled.items():
+            self._hand_over(number, message, True)
         self._pump()
 
     async def subscribe(
@@ -187,6 +187,14 @@ class StandInClient(InternalClient):
     async def __aiter__(self) -> AsyncIterator[Received]:
         while (received := await self._mailbox.get()) is not None:
             yield received
+
+    async def take(self) -> list[Received]:
+        found = [await self._mailbox.get()]
+        while not self._mailbox.empty():
+            found.append(self._mailbox.get_nowait())
+        if found[-1] is None:
+            self._mailbox.put_nowait(None)  # for the next call
+        return [received for received in found if received is not None]
 
     async def publish(self, message: Message) -> int:
         return await self._broker.publish(message)

@@ -9,7 +9,8 @@ Must not know: who reads the inbox, coroutines.
 Invariants: an arrival above QoS 0 stays in the session's window until `settle`; the inbox never
 holds more than the receive maximum of them, since the session sends no more; one with something
 in its inbox stands in `woken` once; while the shell has taken `writable` away, QoS 0 is dropped as
-for any reader that lags.
+for any reader that lags; the number of an arrival is that of its delivery in the store, which is
+given once, over restarts too.
 """
 
 from typing import Final
@@ -22,14 +23,24 @@ _FULL: Final = 1 << 62  # bytes: above any bound for what a reader that lags may
 
 
 class Arrival:
-    """One message that came. `packet_id` is 0 at QoS 0."""
+    """One message that came. `packet_id` is 0 at QoS 0, `number` where the store has none that
+    stays."""
 
-    def __init__(self, message: Message, qos: int, retain: bool, packet_id: int, dup: bool) -> None:
+    def __init__(
+        self,
+        message: Message,
+        qos: int,
+        retain: bool,
+        packet_id: int,
+        dup: bool,
+        number: int = 0,
+    ) -> None:
         self.message = message
         self.qos = qos
         self.retain = retain
         self.packet_id = packet_id
         self.dup = dup
+        self.number = number
 
 
 class Inside(Link):
@@ -56,7 +67,14 @@ class Inside(Link):
         identifiers: bytes,
         now: float,
     ) -> bool:
-        self.inbox.append(Arrival(message, qos, retain, packet_id, dup))
+        number = 0
+        session = self.session
+        if packet_id and session is not None:
+            delivery = session.window.get(packet_id)
+            # What comes through a group gets another number each time that a member begins it.
+            if delivery is not None and delivery.group is None:
+                number = delivery.serial
+        self.inbox.append(Arrival(message, qos, retain, packet_id, dup, number))
         if not self.awake:
             self.awake = True
             self._woken.append(self)

@@ -236,15 +236,25 @@ class Table(ABC):
 
 
 class Received:
-    """A message that an internal client got. Acknowledge it, or it stays in flight."""
+    """A message that an internal client got. Acknowledge it, or it stays in flight.
 
-    __slots__ = ("_acknowledge", "duplicate", "message")
+    `number` is the same whenever the client gets this message, after a restart as well, and is
+    never that of another. It is 0 where there is no such number: at QoS 0, for a client or a broker
+    that keeps nothing, and for what came by a shared subscription.
+    """
+
+    __slots__ = ("_acknowledge", "duplicate", "message", "number")
 
     def __init__(
-        self, message: Message, duplicate: bool, acknowledge: Callable[[int], None]
+        self,
+        message: Message,
+        duplicate: bool,
+        acknowledge: Callable[[int], None],
+        number: int = 0,
     ) -> None:
         self.message = message
         self.duplicate = duplicate  # it was sent before, perhaps to an earlier process
+        self.number = number
         self._acknowledge = acknowledge
 
     def ack(self, reason: int = spec.SUCCESS) -> None:
@@ -284,6 +294,13 @@ class InternalClient(ABC):
     @abstractmethod
     def __aiter__(self) -> AsyncIterator[Received]:
         """What arrives. At most `receive_maximum` of them are unacknowledged at any time."""
+
+    @abstractmethod
+    async def take(self) -> list[Received]:
+        """All that has arrived, at least one; none once the client is closed.
+
+        The same messages as one by one, with less work for each.
+        """
 
     @abstractmethod
     async def publish(self, message: Message) -> int:

@@ -15,6 +15,7 @@ import asyncio
 import errno
 import heapq
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
@@ -25,7 +26,7 @@ from mqttd.core import spec
 from mqttd.core.broker import Broker
 from mqttd.core.connection import Connection
 from mqttd.core.errors import ProtocolError
-from mqttd.core.inside import Inside
+from mqttd.core.inside import Arrival, Inside
 from mqttd.core.packets import Filter
 from mqttd.core.session import Session
 from mqttd.core.settings import DROP_NEWEST, DROP_OLDEST
@@ -275,6 +276,35 @@ class _Rows(Table):
             raise Stopped(_FAILED)
 
 
+class _Arrived(Received):
+    """A message in a mailbox; thousands a second are made, so it has no closure of its own."""
+
+    __slots__ = ("_inner", "_packet_id", "_session")
+
+    def __init__(self, arrival: Arrival, inner: _Inner, now: float) -> None:
+        core = arrival.message
+        self.message = Message(
+            core.topic,
+            core.payload,
+            arrival.qos,
+            arrival.retain,
+            None,
+            core.expires_at - now if core.expires_at else None,
+            core.origin,
+            core.properties,
+        )
+        self.duplicate = arrival.dup
+        self.number = arrival.number
+        self._packet_id = arrival.packet_id
+        self._inner = inner
+        self._session = inner.session
+
+    def ack(self, reason: int = spec.SUCCESS) -> None:
+        packet_id, self._packet_id = self._packet_id, 0
+        if packet_id:
+            self._inner.acknowledge(packet_id, self._session, reason)
+
+
 class _Inner(InternalClient):
     """A client inside, for a plugin."""
 
@@ -282,38 +312,30 @@ class _Inner(InternalClient):
         self.client_id = inside.client_id
         self._works = works
         self._inside = inside
-        self._mailbox: asyncio.Queue[Received | None] = asyncio.Queue()
+        self._mailbox: deque[Received] = deque()
+        self._woken = asyncio.Event()
+        self._closed = False
         works.clients[inside] = self
+
+    @property
+    def session(self) -> Session | None:
+        return self._inside.session
 
     def collect(self) -> None:
         """What the session has sent goes into the mailbox."""
         now = monotonic()
         inside = self._inside
-        for arrival in inside.take():
-            message = message_of(arrival.message, now).replace(
-                qos=arrival.qos, retain=arrival.retain
-            )
-            self._mailbox.put_nowait(
-                Received(message, arrival.dup, self._acknowledger(arrival.packet_id))
-            )
-        if self._mailbox.qsize() > _MAILBOX:
+        self._mailbox.extend([_Arrived(arrival, self, now) for arrival in inside.take()])
+        if len(self._mailbox) > _MAILBOX:
             inside.writable = False
+        self._woken.set()
 
-    def _acknowledger(self, packet_id: int) -> Callable[[int], None]:
-        if not packet_id:
-            return lambda reason: None
-        session = self._inside.session
-        done = False
-
-        def acknowledge(reason: int) -> None:
-            nonlocal done
-            if done or session is None or self._inside.session is not session:
-                return
-            done = True
-            self._inside.settle(packet_id, reason, monotonic())
+    def acknowledge(self, packet_id: int, session: Session | None, reason: int) -> None:
+        """Settle a message, unless the session that sent it has gone."""
+        inside = self._inside
+        if session is not None and inside.session is session:
+            inside.settle(packet_id, reason, monotonic())
             self._works.schedule()
-
-        return acknowledge
 
     def _session(self) -> Session:
         session = self._inside.session
@@ -351,17 +373,34 @@ class _Inner(InternalClient):
         return list(self._session().subscriptions)
 
     async def __aiter__(self) -> AsyncIterator[Received]:
-        while True:
-            received = await self._mailbox.get()
-            if received is None:
-                return
-            inside = self._inside
-            if not inside.writable and self._mailbox.qsize() < _MAILBOX // 2:
-                inside.writable = True
-                if inside.session is not None:
-                    inside.session.pump(monotonic())
-                    self._works.schedule()
+        while await self._filled():
+            received = self._mailbox.popleft()
+            self._taken()
             yield received
+
+    async def take(self) -> list[Received]:
+        await self._filled()
+        found = list(self._mailbox)
+        self._mailbox.clear()
+        self._taken()
+        return found
+
+    async def _filled(self) -> bool:
+        """Wait until something is there; False when nothing will be any more."""
+        while not self._mailbox:
+            if self._closed:
+                return False
+            self._woken.clear()
+            await self._woken.wait()
+        return True
+
+    def _taken(self) -> None:
+        inside = self._inside
+        if not inside.writable and len(self._mailbox) < _MAILBOX // 2:
+            inside.writable = True
+            if inside.session is not None:
+                inside.session.pump(monotonic())
+                self._works.schedule()
 
     async def publish(self, message: Message) -> int:
         return await submit(self._works, message, self.client_id, self._session())
@@ -382,7 +421,8 @@ class _Inner(InternalClient):
         if self._works.clients.pop(self._inside, None) is None:
             return
         self._works.broker.leave_inside(self._inside, monotonic())
-        self._mailbox.put_nowait(None)
+        self._closed = True
+        self._woken.set()
         self._works.schedule()
 
 

@@ -33,6 +33,9 @@ from mqttd.core.settings import NEVER
 Value = str | bytes | bytearray | int | float | None
 Row = tuple[Value, ...]
 
+RESERVE: Final = 1 << 31
+"""Serials: so many at least are known to the store as given before they are. A broker that starts
+begins beyond them, so that no serial is given twice, those of a crash included."""
 STATE_BITS: Final = 2
 MESSAGE_WIDTH: Final = 9
 DELIVERY_WIDTH: Final = 10
@@ -60,6 +63,7 @@ class Changes:
         self.forgotten: list[int] = []  # serials of settled deliveries: look the messages up
         self.done_messages: dict[int, None] = {}
         self.left_messages: dict[int, int] = {}  # shared ones: so many deliveries fewer
+        self.reserved = 0  # serials below this may have been given; 0: as the store knows
 
 
 class Encoder:
@@ -69,6 +73,7 @@ class Encoder:
         self, broker: Broker, wall: Callable[[], float], clock: Callable[[], float]
     ) -> None:
         self.next_row = 1
+        self._reserved = 0
         self._broker = broker
         self._wall_now = wall
         self._clock = clock
@@ -79,6 +84,8 @@ class Encoder:
         """The outcome of a batch, as of now: to be called as soon as the batch was taken."""
         changes = self._changes = Changes()
         changes.garbage = batch.garbage
+        if batch.last + RESERVE > self._reserved:
+            self._reserved = changes.reserved = batch.last + 2 * RESERVE
         stored_at = self._wall_now()
         self._shift = stored_at - self._clock()
         added: list[Op] = []

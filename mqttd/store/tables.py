@@ -71,6 +71,8 @@ def apply(db: sqlite3.Connection, changes: Changes) -> int:
             db.execute("INSERT INTO shares VALUES (?, ?, ?)", share)
     if changes.plugin_rows:
         _apply_plugin_rows(db, changes)
+    if changes.reserved:
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('serials', ?)", (changes.reserved,))
     settle(db, changes.settled, changes.done_messages, changes.left_messages)
     _put(db, "INSERT INTO messages VALUES ", MESSAGE_WIDTH, changes.messages)
     _put(db, "INSERT INTO refs VALUES ", 2, changes.refs)
@@ -280,7 +282,9 @@ def read(db: sqlite3.Connection, restorer: Restorer, offset: float) -> tuple[arr
         "SELECT coalesce(max(serial), 0), coalesce(min(serial), 0), coalesce(max(owner), 0),"
         " (SELECT coalesce(max(id), 0) FROM messages) FROM deliveries"
     ).fetchone()
-    restorer.finish(max(number, owner) + 1, max(last, 0) + 1, min(first, 0) - 1)
+    reserved = db.execute("SELECT value FROM meta WHERE key = 'serials'").fetchone()
+    next_serial = max(last + 1, 1 if reserved is None else reserved[0])
+    restorer.finish(max(number, owner) + 1, next_serial, min(first, 0) - 1)
     return garbage, row + 1
 
 

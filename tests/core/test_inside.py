@@ -315,3 +315,19 @@ def test_with_a_full_disk_what_would_be_stored_is_refused() -> None:
     assert submit(h.broker, make_message(topic="nobody"), h) == (0, 0)
     h.broker.accept()
     assert submit(h.broker, make_message(topic="t"), h)[0] == 1
+
+
+def test_a_number_stays_with_a_message_and_what_a_group_gets_has_none() -> None:
+    h = Harness(durable=True)
+    inside = enter(h)
+    subscribe(h, inside, "t")
+    subscribe(h, inside, "$share/g/u")
+    sender = h.client("s")
+    for topic, qos in (("t", 1), ("t", 1), ("u", 1), ("t", 0)):
+        sender.publish(topic, b"", qos)
+    numbers = [arrival.number for arrival in inside.take()]
+    assert 0 < numbers[0] < numbers[1]
+    assert numbers[2:] == [0, 0]
+    h.broker.leave_inside(inside, h.now)
+    again = [(each.dup, each.number) for each in enter(h).take() if each.message.topic == "t"]
+    assert again == [(True, numbers[0]), (True, numbers[1])]

@@ -169,6 +169,21 @@ def test_what_is_settled_at_once_is_never_written(path: Path) -> None:
 # Ends, that time or a client brings.
 
 
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_serial_is_given_once_over_restarts(path: Path, committed: bool) -> None:
+    with Disk(path) as disk:
+        away(disk, "away", "a")
+        disk.client("source").publish("a", b"x", 1)
+        if committed:
+            disk.commit()
+            disk.client("away", clean=False, expiry=3600)
+            disk.commit()
+            assert disk.rows("SELECT count(*) FROM deliveries") == [(0,)]
+        given = disk.broker.journal.next_serial - 1
+        with disk.crash() as other:
+            assert other.broker.journal.next_serial > given
+
+
 def test_time_goes_on_while_the_broker_is_away(path: Path) -> None:
     # [MQTT-3.3.2-5] [MQTT-3.3.2-6]
     with Disk(path) as disk:
