@@ -108,9 +108,8 @@ endef
 
 test: lint check-conformance build/compiled/.done build/pure/.done
 	$(call pytest,compiled,uvloop)
-	$(call pytest,pure,asyncio,-m "not bridges")
-	$(call pytest,compiled,asyncio,-m loop)
-	$(call pytest,pure,uvloop,-m loop)
+	$(call pytest,compiled,asyncio,-m "loop and not once")
+	$(call pytest,pure,asyncio,-m "not once")
 	@echo "== the fuzz targets"
 	$(BIN)/python -m fuzz --seconds 28
 

@@ -8,6 +8,9 @@ ones of that directory, wherever else they could be found. Processes that tests 
 through PYTHONPATH. A build that isn't what its name says stops the run, because a suite that
 passes on the wrong code proves nothing.
 
+What spends its time in other processes, or waiting for them, is marked `once`: it shows how the
+whole stands up to kills, cuts and other programs, and a second build would teach nothing more.
+
 A test that is a coroutine function runs on that loop, to its end, with no task left over. What lies
 outside of `LOOP_FREE` is marked `loop`: it runs a second time on the other loop.
 
@@ -33,6 +36,16 @@ NATIVE = (".so", ".pyd")
 LIVE = ("crash", "power", "bench", "plugins", "device_sim", "bridges")
 """Processes and sockets, on a loop of their own choice, or on one that makes no difference."""
 LOOP_FREE = ("core", "spec", *LIVE)
+ONCE = ("bench", "bridges", "crash", "interop", "power")
+ONCE_FILES = (
+    # of device_sim, and of plugins: several processes
+    "test_brokers.py",
+    "test_html.py",
+    "test_queues_killed.py",
+    "test_run.py",
+    "test_run_brokers.py",
+    "test_workers.py",
+)
 LOOP_FREE_FILES = (
     # device_sim without its sockets
     "test_client.py",
@@ -141,6 +154,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         place = item.path.relative_to(here).parts
+        if place[0] in ONCE or place[-1] in ONCE_FILES:
+            item.add_marker(pytest.mark.once)
         if place[-1] in LOOP_FREE_FILES:
             continue
         if place[0] not in LOOP_FREE:

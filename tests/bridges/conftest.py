@@ -1,18 +1,21 @@
-"""Tests of bridges: the fixtures that start real servers, and the marker of tests that need one."""
-
-import pytest
+"""Tests of bridges: the fixtures that start real servers."""
 
 from tests.bridges.servers import (
     activemq,
     activemq_server,
     elasticmq,
     kafka,
+    moto,
     rabbitmq,
     rabbitmq_server,
 )
 
-__all__ = ["activemq", "activemq_server", "elasticmq", "kafka", "rabbitmq", "rabbitmq_server"]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "bridges: needs a real server of another system")
+__all__ = [
+    "activemq",
+    "activemq_server",
+    "elasticmq",
+    "kafka",
+    "moto",
+    "rabbitmq",
+    "rabbitmq_server",
+]

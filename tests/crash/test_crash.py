@@ -21,8 +21,8 @@ TOGETHER = (
 
 @pytest.mark.parametrize(("seed", "durability"), [(1, "full"), (2, "os")])
 async def test_nothing_acknowledged_is_lost(seed: int, durability: str, tmp_path: Path) -> None:
-    verdict = await Run(tmp_path, seed, 10, durability).run()
-    assert verdict["wrong"] == [], f"python -m tests.crash --kills 10 --seed {seed}"
+    verdict = await Run(tmp_path, seed, 6, durability).run()
+    assert verdict["wrong"] == [], f"python -m tests.crash --kills 6 --seed {seed}"
     assert verdict["acknowledged_qos1"]
     assert verdict["acknowledged_qos2"]
 
