@@ -134,6 +134,7 @@ class Outbox(InternalClient):
         self.window = 8
         self.filters: dict[str, int] = {}
         self.published: list[Message] = []
+        self.numbered = True  # as of a broker that keeps its messages, outside of groups
         self._again: deque[tuple[int, Message]] = deque()
         self._number = 0
         self._news = asyncio.Event()
@@ -167,18 +168,28 @@ class Outbox(InternalClient):
 
     async def __aiter__(self) -> AsyncIterator[Received]:
         while True:
-            if self._again:
-                number, message = self._again.popleft()
-                yield Received(message, True, self._acknowledger(number))
-            elif self.waiting and len(self.unacknowledged) < self.window:
-                message = self.waiting.popleft()
-                self._number += 1
-                if message.qos:
-                    self.unacknowledged[self._number] = message
-                yield Received(message, False, self._acknowledger(self._number))
-            else:
-                self._news.clear()
-                await self._news.wait()
+            for received in await self.take():
+                yield received
+
+    async def take(self) -> list[Received]:
+        while not self._again and not (self.waiting and len(self.unacknowledged) < self.window):
+            self._news.clear()
+            await self._news.wait()
+        found: list[Received] = []
+        while self._again:
+            number, message = self._again.popleft()
+            found.append(self._received(number, message, True))
+        while self.waiting and len(self.unacknowledged) < self.window:
+            message = self.waiting.popleft()
+            self._number += 1
+            if message.qos:
+                self.unacknowledged[self._number] = message
+            found.append(self._received(self._number, message, False))
+        return found
+
+    def _received(self, number: int, message: Message, duplicate: bool) -> Received:
+        known = number if message.qos and self.numbered else 0
+        return Received(message, duplicate, self._acknowledger(number), known)
 
     def _acknowledger(self, number: int) -> Callable[[int], None]:
         def acknowledge(reason: int) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mqttd_plugins._bridge.remote import Failure, Item, Poison, Refused, Retry
@@ -77,8 +78,10 @@ async def test_what_was_not_answered_is_sent_again_in_order_with_the_same_ids() 
     await at.end()
 
 
-async def test_an_id_is_the_same_after_a_restart() -> None:
+@pytest.mark.parametrize("numbered", [True, False])
+async def test_an_id_is_the_same_after_a_restart(numbered: bool) -> None:
     at = await desk()
+    at.outbox.numbered = numbered
     at.system.silent = True
     at.put("a", "same", "same", "b")
     remote = await at.connect()
@@ -101,6 +104,7 @@ async def test_an_id_is_the_same_after_a_restart() -> None:
 
 async def test_rows_that_nobody_claimed_go() -> None:
     at = await desk()
+    at.outbox.numbered = False
     at.system.silent = True
     at.put("a")
     await at.connect()
@@ -384,6 +388,7 @@ async def _whatever_happens(steps: list[tuple[str, Any]]) -> None:
 
 async def test_a_connection_that_ends_while_an_id_is_written_spoils_nothing() -> None:
     at = await desk()
+    at.outbox.numbered = False
     written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     table = at.services.table("ids")
     put = table.set

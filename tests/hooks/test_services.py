@@ -287,7 +287,7 @@ async def test_all_that_came_is_taken_at_once_until_the_client_is_closed() -> No
         await made.turn()
         taken = await inside.take()
         assert [received.message.payload for received in taken] == [b"0", b"1", b"2"]
-        assert [received.number for received in taken] == [0, 0, 0]  # of a broker that keeps nothing
+        assert not any(received.number for received in taken)  # of a broker that keeps nothing
         for received in taken:
             received.ack()
         assert inside.in_flight == 0

@@ -2,10 +2,13 @@
 
 A consumer that gets a message twice has to see that it is the same one, so the id may not depend on
 which process sends it. A message that has an id keeps it: it came over a bridge. Any other gets
-`ORIGIN-BOOT-N` when it leaves the outbox for the first time: the bridge's own random origin, the
-number of this start, a counter. Before it is sent the id is written into the plugin's table with a
-digest of the message; when it is acknowledged the row goes, in the same commit. What is redelivered
-after a restart is looked up by its digest, and gets the id of its row.
+`ORIGIN-NUMBER`: the bridge's own random origin, and the number by which the broker knows the
+delivery, the same over restarts.
+
+Where there is no such number (a shared subscription, a broker that keeps nothing) the id is
+`ORIGIN-BOOT-N`, the number of this start and a counter. Before it is sent it is written into the
+plugin's table with a digest of the message; when the message is acknowledged the row goes, in the
+same commit. What is redelivered is looked up by its digest, and gets the id of its row.
 
 That is enough because of what the broker promises. Whoever finds a row finds the delivery, since
 it is written first. What was sent and not acknowledged is redelivered first, with the DUP flag,
@@ -47,7 +50,7 @@ class Ticket:
 
     __slots__ = ("durable", "id", "row")
 
-    def __init__(self, id: str, row: str, durable: Awaitable[None] | None) -> None:
+    def __init__(self, id: str, row: str = "", durable: Awaitable[None] | None = None) -> None:
         self.id = id
         self.row = row  # key in the table of ids; "": there is none
         self.durable = durable
@@ -85,9 +88,11 @@ class Identity:
         message = received.message
         own = id_of(message.properties)
         if own:
-            return Ticket(own, "", None)
+            return Ticket(own)
+        if received.number:
+            return Ticket(f"{self.origin}-{received.number:x}")
         if message.qos == 0:
-            return Ticket(self._name(self._next()), "", None)
+            return Ticket(self._name(self._next()))
         digest = digest_of(message)
         if self._unclaimed:
             if received.duplicate or self._shared:
@@ -96,7 +101,7 @@ class Identity:
                     row = rows.popleft()
                     if not rows:
                         del self._unclaimed[digest]
-                    return Ticket(self._name(row), row, None)
+                    return Ticket(self._name(row), row)
             if not received.duplicate and not self._shared:
                 self._forget_unclaimed()
         row = self._next()

@@ -6,7 +6,7 @@ window: the broker hands out no more until something is acknowledged, so memory 
 window, and everything else waits in the session's queue, which is on disk when it is long.
 
 A message is acknowledged when every rule that matched it is done with it: confirmed, dead-lettered
-or dropped. Its id's row goes in the same turn of the loop, hence in the same commit.
+or dropped. If its id has a row, that goes in the same turn of the loop, hence in the same commit.
 
 A message that ends the connection is the one poison nobody names. When connections end again and
 again before anything was confirmed, items are sent one by one, and each end counts as a failure of
@@ -47,6 +47,7 @@ from mqttd_plugins._bridge.template import Unfit, Values
 
 _FRUITLESS: Final = 2  # connections that ended with nothing confirmed, until items go one by one
 _TURN: Final = 64  # messages taken out of the outbox, until others have their turn
+_TOPICS: Final = 4096  # whose rules are remembered
 
 
 class _Held:
@@ -86,6 +87,8 @@ class Outward:
         self._dead_letters = dead_letters
         self._held: dict[int, _Held] = {}  # by the seq of each item
         self._in_hand: dict[_Held, None] = {}  # in the order in which they were taken
+        self._most = 2 * config.window  # in hand
+        self._matched: dict[str, list[Applied]] = {}  # by topic
         self._seq = 0
         self._connection = 0
         self._confirmed = 0  # on this connection
@@ -116,22 +119,31 @@ class Outward:
 
     async def take_all(self) -> None:
         """Take messages out of the outbox, for as long as the client lasts."""
-        turn = 0
-        async for received in self._client:
-            self.figures.take()
-            self._take(received)
-            turn += 1
-            if turn % _TURN == 0:
-                await asyncio.sleep(0)  # a whole window may be there at once: others go on, too
-            if len(self._in_hand) >= 2 * self._config.window:
-                # Only QoS 0 gets here: of the rest the broker hands out no more than the window.
-                self._room.clear()
-                await self._room.wait()
+        while taken := await self._client.take():
+            for turn, received in enumerate(taken, 1):
+                self.figures.take()
+                self._take(received)
+                if turn % _TURN == 0:
+                    await asyncio.sleep(0)  # a whole window may be there at once: others go on, too
+                if len(self._in_hand) >= self._most:
+                    # Only QoS 0 gets here: of the rest the broker hands out the window at most.
+                    self._room.clear()
+                    await self._room.wait()
+            self._woken.set()
+
+    def _rules_of(self, topic: str) -> list[Applied]:
+        matched = self._matched.get(topic)
+        if matched is None:
+            if len(self._matched) >= _TOPICS:
+                self._matched.clear()
+            matched = [one for one in self._rules if topic_matches(one.rule.source, topic)]
+            self._matched[topic] = matched
+        return matched
 
     def _take(self, received: Received) -> None:
         message = received.message
-        hops = hops_of(message.properties)
-        matched = [one for one in self._rules if topic_matches(one.rule.source, message.topic)]
+        hops = hops_of(message.properties) if message.block else []
+        matched = self._rules_of(message.topic)
         if len(hops) >= MAX_HOPS or not matched:
             received.ack()
             self.figures.settle(DROPPED, "hops" if matched else "no_rule")
@@ -139,7 +151,7 @@ class Outward:
         ticket = self._identity.ticket(received)
         held = _Held(received, ticket, self._services.now())
         self._in_hand[held] = None
-        via = via_with(hops, self._identity.origin)
+        via = via_with(hops, self._identity.origin) if hops else self._identity.origin
         for applied in matched:
             held.waiting += 1
             try:
@@ -287,7 +299,7 @@ class Outward:
         self._identity.settled(held.ticket)
         del self._in_hand[held]
         self.figures.settle(held.outcome, held.reason or reason)
-        if len(self._in_hand) < 2 * self._config.window:
+        if len(self._in_hand) < self._most:
             self._room.set()
 
 

@@ -260,8 +260,10 @@ class Applied:
         except Unfit:
             return ""
 
-    def headers(self, values: Values) -> list[tuple[str, str]]:
+    def headers(self, values: Values) -> Sequence[tuple[str, str]]:
         """The headers that can be filled in."""
+        if not self._headers:
+            return ()
         out: list[tuple[str, str]] = []
         for name, template in self._headers:
             try:

@@ -43,7 +43,7 @@ class Unfit(Exception):
 class Values:
     """What a text may be filled in from."""
 
-    __slots__ = ("headers", "id", "key", "levels", "message")
+    __slots__ = ("_levels", "headers", "id", "key", "message")
 
     def __init__(
         self,
@@ -53,10 +53,17 @@ class Values:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.message = message
-        self.levels = message.topic.split("/")
         self.id = id
         self.key = key
         self.headers = headers or {}
+        self._levels: list[str] | None = None
+
+    @property
+    def levels(self) -> list[str]:
+        """Those of the topic."""
+        if self._levels is None:
+            self._levels = self.message.topic.split("/")
+        return self._levels
 
 
 class _Part:
