@@ -232,9 +232,9 @@ def test_outgoing_identifiers_are_non_zero_and_unused(version: int, qos: int) ->
     assert all(m.packet_id and not m.dup for m in got)
 
 
-@each_version
-def test_outgoing_identifier_in_use_is_skipped_when_the_numbers_wrap(version: int) -> None:
+def test_outgoing_identifier_in_use_is_skipped_when_the_numbers_wrap() -> None:
     # [MQTT-2.2.1-4]
+    version = 5  # numbers know no version, and it takes them all
     h = Harness()
     sub = manual(h.client("sub", version=version))
     sub.subscribe("t", qos=1)
