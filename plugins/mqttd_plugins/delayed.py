@@ -12,8 +12,8 @@ Must not know: subscribers, how the table is stored.
 
 Invariants: what is due at the same instant goes out in the order in which it came; what waits is
 bounded in number and in bytes, in all and for each publisher; the expiry interval of a message runs
-while it waits; a topic below "$" can't be the inner one, so nothing is delayed twice and nothing reaches
-what is the broker's own.
+while it waits; a topic below "$" can't be the inner one, so nothing is delayed twice and nothing
+reaches what is the broker's own.
 """
 
 from __future__ import annotations
