@@ -30,6 +30,8 @@ from mqttd_plugins._bridge.remote import Item, Poison
 
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _LONGEST: Final = 65535  # bytes of a string in MQTT
+_AROUND: Final = 82  # bytes of a batch with one record, around what the record holds
+_LENGTH: Final = 5  # bytes of a length at most
 
 RecordHeaders = list[tuple[str, bytes]]
 
@@ -64,6 +66,14 @@ def record_headers(item: Item, wall: float) -> RecordHeaders:
     if envelope:
         out.append((CONTENT_TYPE, b"application/json"))
     return out
+
+
+def record_size(key: bytes, value: bytes, headers: RecordHeaders) -> int:
+    """Bytes of a record that is alone in its batch, closely enough: Kafka has the last word."""
+    size = _AROUND + len(key) + len(value)
+    for name, data in headers:
+        size += len(name) + len(data) + 2 * _LENGTH
+    return size
 
 
 def message_of(

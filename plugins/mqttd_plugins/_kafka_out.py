@@ -1,6 +1,12 @@
 """The way out to Kafka: items to a producer, its answers to the core.
 
-Owns: one producer; which topics are there; what is known of topics that refuse batches.
+Owns: one producer; which topics are there; what is known of topics that refuse batches; which
+record goes to which partition, and into which batch.
+
+The items of a call become one batch for each partition, or several where they don't fit. That
+costs a small part of what the library takes for one record at a time, with a future for each. The
+partition of a key is the one that Kafka's own clients choose. One batch of a partition may wait
+for its turn; the next one waits in `send`, so what comes meanwhile makes the next batches large.
 
 Kafka refuses a batch as a whole, for what one record in it is or for the size of all of it. Whose
 fault it is shows only when a record goes alone. So the topic of a refused batch is remembered, and
@@ -24,11 +30,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from mqttd_plugins._bridge.remote import Done, Failure, Item, Poison, Retry
-from mqttd_plugins._kafka import record_headers, record_topic
+from mqttd_plugins._kafka import RecordHeaders, record_headers, record_size, record_topic
 
 _LOOK_S: Final = 1.0  # for a topic that may be in the making
 _ABSENT_S: Final = 5.0  # how long a topic that wasn't there isn't looked for again
 _STOPPING_S: Final = 2.0
+_PLACES: Final = 10_000  # keys whose partition is remembered
 # Not the records' fault: the producer's, or the cluster's.
 _SESSION: Final = frozenset(
     {
@@ -54,16 +61,38 @@ class Learnt:
         self.alone: set[str] = set()  # topics that take one record at a time
 
 
+class _Record:
+    """An item as Kafka gets it."""
+
+    __slots__ = ("headers", "item", "key")
+
+    def __init__(self, item: Item, key: bytes, headers: RecordHeaders) -> None:
+        self.item = item
+        self.key = key
+        self.headers = headers
+
+
 class Writer:
     """One producer."""
 
     def __init__(
-        self, producer: Any, learnt: Learnt, timeout_s: float, end: Callable[[Failure], None]
+        self,
+        producer: Any,
+        learnt: Learnt,
+        timeout_s: float,
+        largest: int,
+        end: Callable[[Failure], None],
     ) -> None:
+        """`largest`: bytes of a record."""
+        from aiokafka.partitioner import DefaultPartitioner
+
         self._producer = producer
         self._learnt = learnt
         self._timeout_s = timeout_s
+        self._largest = largest
         self._end = end
+        self._partitioner = DefaultPartitioner()
+        self._places: dict[tuple[int, bytes], int] = {}  # by the number of partitions and the key
         self._absent: dict[str, float] = {}  # topic: until when it isn't looked for
         self._given_up = False
 
@@ -102,21 +131,49 @@ class Writer:
 
     async def send(self, items: Sequence[Item], done: Done) -> None:
         """Hand the items to the producer; returns when it may take more."""
-        absent: dict[str, Failure] = {}
+        missing: dict[str, Failure | None] = {}
+        batches: dict[tuple[str, int], list[_Record]] = {}
+        wall = time.time()
         for item in items:
             try:
                 topic = record_topic(item)
-                headers = record_headers(item, time.time())
-                failure = absent.get(topic) or await self._missing(topic)
+                record = self._record(item, wall)
             except Poison as poison:
                 done(item, poison)
                 continue
+            if topic not in missing:
+                missing[topic] = await self._missing(topic)
+            failure = missing[topic]
             if failure is not None:
-                absent[topic] = failure
                 done(item, failure)
                 continue
-            if not await self._send(topic, headers, item, done):
+            partition = self._partition(topic, record.key)
+            batches.setdefault((topic, partition), []).append(record)
+        for (topic, partition), records in batches.items():
+            if topic in self._learnt.alone:
+                for record in records:
+                    if not await self._send_alone(topic, partition, record, done):
+                        return
+            elif not await self._send(topic, partition, records, done):
                 return
+
+    def _record(self, item: Item, wall: float) -> _Record:
+        key = item.key.encode()
+        headers = record_headers(item, wall)
+        size = record_size(key, item.payload, headers)
+        if size > self._largest:
+            raise Poison(f"too large: {size} bytes, and max_message_size is {self._largest}")
+        return _Record(item, key, headers)
+
+    def _partition(self, topic: str, key: bytes) -> int:
+        there = self._producer.client.cluster.partitions_for_topic(topic)
+        place = self._places.get((len(there), key))
+        if place is None:
+            if len(self._places) >= _PLACES:
+                self._places.clear()
+            place = self._partitioner(key, sorted(there), [])
+            self._places[len(there), key] = place
+        return place
 
     async def _missing(self, topic: str) -> Failure | None:
         from aiokafka.errors import TopicAuthorizationFailedError
@@ -128,35 +185,59 @@ class Writer:
         return None if there else Retry(f"there is no topic {topic!r} at Kafka")
 
     async def _send(
-        self, topic: str, headers: list[tuple[str, bytes]], item: Item, done: Done
+        self, topic: str, partition: int, records: Sequence[_Record], done: Done
     ) -> bool:
         """Whether the producer is of use for more."""
-        from aiokafka.errors import MessageSizeTooLargeError
+        batch = self._producer.create_batch()
+        begun = 0
+        for at, record in enumerate(records):
+            if not _add(batch, record):  # it is full
+                part = records[begun:at]
+                if await self._submit(topic, partition, batch, part, done, False) is None:
+                    return False
+                batch = self._producer.create_batch()
+                begun = at
+                _add(batch, record)
+        part = records[begun:]
+        return await self._submit(topic, partition, batch, part, done, False) is not None
 
-        alone = topic in self._learnt.alone
+    async def _send_alone(self, topic: str, partition: int, record: _Record, done: Done) -> bool:
+        batch = self._producer.create_batch()
+        _add(batch, record)
+        future = await self._submit(topic, partition, batch, [record], done, True)
+        if future is not None:
+            await asyncio.wait([future])
+        return not self._given_up
+
+    async def _submit(
+        self,
+        topic: str,
+        partition: int,
+        batch: Any,
+        records: Sequence[_Record],
+        done: Done,
+        alone: bool,
+    ) -> asyncio.Future[Any] | None:
+        """The answer to a batch that is on its way; None if the producer is at its end."""
         try:
-            future = await self._producer.send(
-                topic, item.payload, item.key.encode(), headers=headers
+            future: asyncio.Future[Any] = await self._producer.send_batch(
+                batch, topic, partition=partition
             )
-        except MessageSizeTooLargeError as error:
-            done(item, Poison(f"too large: {error}"))
-            return True
         except Exception as error:
             self._give_up(error)
-            return False
+            return None
 
         def answered(future: asyncio.Future[Any]) -> None:
             error = None if future.cancelled() else future.exception()
             if error is None:
                 if not future.cancelled():
-                    done(item, None)
+                    for record in records:
+                        done(record.item, None)
             elif not self._given_up or alone:
-                self._refused(topic, item, error, done, alone)
+                self._refused(topic, records[0].item, error, done, alone)
 
         future.add_done_callback(answered)
-        if alone:
-            await asyncio.wait([future])
-        return not self._given_up
+        return None if self._given_up else future
 
     def _refused(
         self, topic: str, item: Item, error: BaseException, done: Done, alone: bool
@@ -193,6 +274,14 @@ class Writer:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_STOPPING_S):
                 await producer.stop()
+
+
+def _add(batch: Any, record: _Record) -> bool:
+    """Put a record into a batch. The first always fits."""
+    added = batch.append(
+        timestamp=None, key=record.key, value=record.item.payload, headers=record.headers
+    )
+    return added is not None
 
 
 def _words(error: BaseException) -> str:

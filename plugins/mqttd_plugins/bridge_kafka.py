@@ -179,7 +179,7 @@ def _prepare(config: Config) -> Access:
 class KafkaRemote(Remote):
     """A producer and a consumer, from their beginning to the first failure."""
 
-    batch = 256
+    batch = 1024
 
     def __init__(self, config: Config, access: Access, name: str, learnt: Learnt) -> None:
         self._config = config
@@ -219,7 +219,9 @@ class KafkaRemote(Remote):
             compression_type=None if config.compression == "none" else config.compression,
             **arguments,
         )
-        self._writer = Writer(producer, self._learnt, config.request_timeout, self.end)
+        self._writer = Writer(
+            producer, self._learnt, config.request_timeout, config.max_message_size, self.end
+        )
         try:
             await producer.start()
             await self._look_for(config.rules)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from aiokafka import errors
+from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.structs import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,13 +147,36 @@ def test_a_record_of_somebody_else() -> None:
 # The way out, with a producer that does what it is told.
 
 
+def numbered(number: int, key: str = "k", topic: str = "t") -> Item:
+    """An item whose payload is its number."""
+    rule = KafkaRule.model_validate(out("#", topic))
+    message = Message("a", b"%d" % number, 1)
+    return Item(number, rule, message, id=f"id-{number}", target=topic, key=key)
+
+
+class Batch:
+    def __init__(self, most: int) -> None:
+        self.values: list[bytes] = []
+        self._most = most
+
+    def append(self, *, timestamp: None, key: bytes, value: bytes, headers: Any) -> Any:
+        if len(self.values) >= self._most:
+            return None
+        self.values.append(value)
+        return SimpleNamespace()
+
+
 class Producer:
+    PARTITIONS = 1
+
     def __init__(self, *topics: str) -> None:
         self.topics = set(topics)
-        self.sent: list[tuple[str, bytes, asyncio.Future[None]]] = []
+        self.sent: list[tuple[str, int, list[bytes], asyncio.Future[None]]] = []
         self.raises: Exception | None = None
+        self.most = 1000  # records in a batch
+        partitions = set(range(self.PARTITIONS))
         cluster = SimpleNamespace(
-            partitions_for_topic=lambda name: {0} if name in self.topics else None,
+            partitions_for_topic=lambda name: partitions if name in self.topics else None,
             unauthorized_topics=set(),
         )
         self.client = SimpleNamespace(
@@ -162,17 +186,24 @@ class Producer:
     async def _nothing(self, *_: str) -> bool:
         return True
 
-    async def send(self, topic: str, value: bytes, key: bytes, headers: Any) -> Any:
+    def create_batch(self) -> Batch:
+        return Batch(self.most)
+
+    async def send_batch(self, batch: Batch, topic: str, partition: int) -> Any:
         if self.raises is not None:
             raise self.raises
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.sent.append((topic, value, future))
+        self.sent.append((topic, partition, batch.values, future))
         return future
 
 
+class ManyParted(Producer):
+    PARTITIONS = 3
+
+
 class Sending:
-    def __init__(self, *topics: str) -> None:
-        self.producer = Producer(*topics)
+    def __init__(self, *topics: str, producer: type[Producer] = Producer) -> None:
+        self.producer = producer(*topics)
         self.answers: dict[int, Failure | None] = {}
         self.ends: list[Failure] = []
         self.learnt = Learnt()
@@ -180,7 +211,7 @@ class Sending:
 
     def again(self) -> None:
         """The next connection."""
-        self.writer = Writer(self.producer, self.learnt, 5.0, self.ends.append)
+        self.writer = Writer(self.producer, self.learnt, 5.0, 2000, self.ends.append)
 
     def done(self, item: Item, failure: Failure | None) -> None:
         self.answers[item.seq] = failure
@@ -191,19 +222,39 @@ class Sending:
 
 
 async def test_items_are_confirmed_as_kafka_confirms_them() -> None:
-    at = Sending("t")
-    await at.writer.send([item(number=1), item(number=2)], at.done)
-    at.producer.sent[1][2].set_result(None)
+    at = Sending("t", "u")
+    await at.writer.send([numbered(1), numbered(2), numbered(3, topic="u")], at.done)
+    sent = [(topic, values) for topic, _, values, _ in at.producer.sent]
+    assert sent == [("t", [b"1", b"2"]), ("u", [b"3"])]
+    at.producer.sent[0][3].set_result(None)
     await at.settle()
-    assert at.answers == {2: None}
+    assert at.answers == {1: None, 2: None}
     assert at.ends == []
+
+
+async def test_a_key_has_the_partition_that_kafkas_own_clients_choose() -> None:
+    at = Sending("t", producer=ManyParted)
+    items = [numbered(number, f"k{number % 8}") for number in range(32)]
+    await at.writer.send(items, at.done)
+    chosen = {int(value): place for _, place, values, _ in at.producer.sent for value in values}
+    choose = DefaultPartitioner()
+    assert chosen == {each.seq: choose(each.key.encode(), [0, 1, 2], []) for each in items}
+    assert len(at.producer.sent) == len(set(chosen.values())) > 1
+    for _, _, values, _ in at.producer.sent:
+        assert values == sorted(values, key=int)
+
+
+async def test_what_doesnt_fit_into_a_batch_goes_into_the_next() -> None:
+    at = Sending("t")
+    at.producer.most = 2
+    await at.writer.send([numbered(number) for number in range(5)], at.done)
+    assert [values for _, _, values, _ in at.producer.sent] == [[b"0", b"1"], [b"2", b"3"], [b"4"]]
 
 
 async def test_a_refused_batch_ends_the_producer_and_blames_nobody() -> None:
     at = Sending("t")
     await at.writer.send([item(number=1), item(number=2)], at.done)
-    for _, _, future in at.producer.sent:
-        future.set_exception(errors.MessageSizeTooLargeError())
+    at.producer.sent[0][3].set_exception(errors.MessageSizeTooLargeError())
     await at.settle()
     assert at.answers == {}
     assert len(at.ends) == 1
@@ -222,7 +273,7 @@ async def test_after_it_records_go_alone_and_the_one_at_fault_is_found(
     sending = asyncio.ensure_future(at.writer.send([item(number=1), item(number=2)], at.done))
     await at.settle()
     assert len(at.producer.sent) == 1
-    at.producer.sent[0][2].set_exception(error)
+    at.producer.sent[0][3].set_exception(error)
     await sending
     assert isinstance(at.answers[1], kind)
     assert 2 not in at.answers
@@ -232,17 +283,25 @@ async def test_after_it_records_go_alone_and_the_one_at_fault_is_found(
 async def test_a_producer_that_is_fenced_off_is_nobodys_fault() -> None:
     at = Sending("t")
     await at.writer.send([item(number=1)], at.done)
-    at.producer.sent[0][2].set_exception(errors.OutOfOrderSequenceNumber())
+    at.producer.sent[0][3].set_exception(errors.OutOfOrderSequenceNumber())
     await at.settle()
     assert (at.answers, at.learnt.alone, len(at.ends)) == ({}, set(), 1)
 
 
-async def test_what_the_library_finds_too_large_was_never_sent() -> None:
+async def test_what_is_too_large_is_never_sent() -> None:
     at = Sending("t")
-    at.producer.raises = errors.MessageSizeTooLargeError("9 bytes")
-    await at.writer.send([item(number=1)], at.done)
+    await at.writer.send([item("t", b"x" * 1900, 1), item("t", b"x" * 1800, 2)], at.done)
     assert isinstance(at.answers[1], Poison)
+    assert [len(values) for _, _, values, _ in at.producer.sent] == [1]
     assert at.ends == []
+
+
+async def test_a_producer_that_takes_no_more_is_at_its_end() -> None:
+    at = Sending("t")
+    at.producer.raises = errors.KafkaTimeoutError()
+    await at.writer.send([item(number=1), item(number=2)], at.done)
+    assert at.answers == {}
+    assert [type(end) for end in at.ends] == [Retry]
 
 
 async def test_a_topic_that_we_may_not_write_to() -> None:
