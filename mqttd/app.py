@@ -27,6 +27,7 @@ from typing import Final
 import mqttd
 from mqttd import log
 from mqttd.config import Config, ControlConfig, StorageConfig
+from mqttd.core import counters as count
 from mqttd.core.broker import Broker
 from mqttd.core.watch import Watcher
 from mqttd.hooks.loader import prepare
@@ -215,7 +216,7 @@ class App:
         if self._committer is None:
             return None
         durations = self._committer.durations
-        return Buckets(durations.BOUNDS, durations.counts, durations.seconds)
+        return Buckets(count.BOUNDS, durations.counts, durations.seconds)
 
     @property
     def _authenticated(self) -> bool:

@@ -61,6 +61,7 @@ METRICS: Final = (
     Metric("mqttd_messages_received_total", COUNTER, ("qos",), "PUBLISH packets from clients"),
     Metric("mqttd_messages_sent_total", COUNTER, ("qos",), "PUBLISH packets to clients"),
     Metric("mqttd_payload_bytes_total", COUNTER, ("direction",), "bytes of payload in PUBLISH"),
+    Metric("mqttd_publish_ack_seconds", HISTOGRAM, (), "from a PUBLISH to its PUBACK or PUBREC"),
     Metric("mqttd_messages_refused_total", COUNTER, (), "PUBLISH packets that were not taken"),
     Metric(
         "mqttd_messages_matched_total",
@@ -245,6 +246,7 @@ def samples(broker: Broker, census: Census, facts: Facts) -> dict[str, Series]:
             (name,): at for name, at in facts.certificates.items()
         },
     }
+    found["mqttd_publish_ack_seconds"] = _histogram(_acks(broker.counters))
     found["mqttd_storage_commit_seconds"] = _histogram(facts.commits)
     found["mqttd_dead_letters_total"] = _letters(broker.context.letters)
     return found | _counted(broker.counters) | _plugins(facts.plugins)
@@ -259,6 +261,12 @@ def _letters(letters: Letters | None) -> Series:
         ("overflow",): letters.lost if letters is not None else 0,
         ("unread",): letters.unread if letters is not None else 0,
     }
+
+
+def _acks(counters: Counters) -> Buckets:
+    first, *others = counters.acks.counts
+    counts = [first + counters.acks_at_once, *others]
+    return Buckets(count.BOUNDS, counts, counters.acks.seconds)
 
 
 def _histogram(buckets: Buckets | None) -> Series:

@@ -24,7 +24,6 @@ from mqttd.metrics import (
     HookFacts,
     PluginFacts,
 )
-from mqttd.store.committer import Durations
 from tests.harness import Harness
 
 ROOT = Path(__file__).parents[1]
@@ -114,14 +113,27 @@ def test_a_histogram_counts_up_to_each_bound() -> None:
 
 
 def test_durations_fall_into_their_buckets() -> None:
-    durations = Durations()
+    durations = count.Durations()
     for seconds in (0.0, 0.0005, 0.0006, 7.0):
         durations.add(seconds)
     assert durations.counts[0] == 2
     assert durations.counts[1] == 1
     assert durations.counts[-1] == 1
     assert durations.seconds == pytest.approx(7.0011)
-    assert len(durations.counts) == len(durations.BOUNDS) + 1
+    assert len(durations.counts) == len(count.BOUNDS) + 1
+
+
+def test_the_time_until_an_acknowledgement() -> None:
+    h = Harness()
+    h.broker.counters.acks_at_once = 3
+    for seconds in (0.0001, 0.04, 5.0):
+        h.broker.counters.acks.add(seconds)
+    found = page(h)
+    name = "mqttd_publish_ack_seconds"
+    assert value(found, f"{name}_bucket", le="0.0005") == 4
+    assert value(found, f"{name}_bucket", le="0.05") == 5
+    assert value(found, f"{name}_bucket", le="+Inf") == value(found, f"{name}_count") == 6
+    assert value(found, f"{name}_sum") == pytest.approx(5.0401)
 
 
 def test_without_plugins_and_tls_there_is_nothing_of_them() -> None:

@@ -200,7 +200,6 @@ class Broker(Registry):
         """Batches up to `seq` are durable: release what waited for them."""
         self.journal.commit(seq)
         context = self.context
-        context.now = now
         context.at(now)
         if self._ended:
             self._ended = {name: at for name, at in self._ended.items() if at > seq}

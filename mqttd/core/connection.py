@@ -72,8 +72,7 @@ class Connection(Inbound):
         if self.state == CLOSED:
             return False
         self.counters.bytes_received += len(data)
-        if self.context.watcher is not None:
-            self.context.watcher.now = now
+        self.context.at(now)
         framer = self._framer
         if self.state == NEW and framer.pending == 0 and data and data[0] >> 4 != spec.CONNECT:
             self._not_connect()  # [MQTT-3.1.0-1] whatever length it announces

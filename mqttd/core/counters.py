@@ -12,6 +12,7 @@ read from the sessions (`Broker.balance`). A test holds it. Reasons come from th
 reason codes of CONNACK, so there are few of them.
 """
 
+from bisect import bisect_left
 from typing import Final
 
 DROP_OFFLINE_QOS0: Final = "offline_qos0"  # QoS 0 for a session without a connection
@@ -32,6 +33,21 @@ REFUSED_HANDSHAKE: Final = "handshake"  # TLS or the header of a proxy, before M
 REFUSED_NOT_CONNECT: Final = "not_connect"  # the first packet is another one
 REFUSED_TIMEOUT: Final = "no_connect_in_time"
 REFUSED_LEFT: Final = "left_undecided"  # the client went while its CONNECT was decided on
+
+
+BOUNDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
+
+
+class Durations:
+    """How long something took: how many up to each of `BOUNDS`, and all of their seconds."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = [0] * (len(BOUNDS) + 1)  # the last: longer than all of them
+        self.seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.counts[bisect_left(BOUNDS, seconds)] += 1
 
 
 class Counters:
@@ -58,6 +74,8 @@ class Counters:
         self.publish_sent_qos2: int = 0
         self.publish_bytes_sent: int = 0
         self.publish_refused: int = 0
+        self.acks: Durations = Durations()  # from a PUBLISH to its PUBACK or PUBREC, if it waited
+        self.acks_at_once: int = 0  # those that waited for nothing
         self.answers_too_large: int = 0  # connections ended since the client could not take one
         self.matched: int = 0
         self.delivered: int = 0

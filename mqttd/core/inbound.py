@@ -285,9 +285,10 @@ class Inbound(Handshake):
         if found == 0 and self.version >= 5:
             # [MQTT-3.4.2-2] [MQTT-3.4.2-3] [MQTT-3.1.2-29] no acknowledgement has properties.
             puback = Puback(packet_id, spec.NO_MATCHING_SUBSCRIBERS)
-            self.promise(encode.encode_puback(puback, self.version), barrier, waits_for, frees)
+            frame = encode.encode_puback(puback, self.version)
+            self.promise(frame, barrier, waits_for, frees, self.last_received)
         else:  # [MQTT-4.3.2-4] [MQTT-2.2.1-5]
-            self.promise_ack(_PUBACK, packet_id, barrier, waits_for, frees)
+            self.promise_ack(_PUBACK, packet_id, barrier, waits_for, frees, self.last_received)
 
     def _publish_qos2(
         self,
@@ -337,9 +338,10 @@ class Inbound(Handshake):
         if found == 0 and self.version >= 5:
             # [MQTT-3.5.2-2] [MQTT-3.5.2-3] [MQTT-3.1.2-29]
             pubrec = Pubrec(packet_id, spec.NO_MATCHING_SUBSCRIBERS)
-            self.promise(encode.encode_pubrec(pubrec, self.version), barrier, None, False)
+            frame = encode.encode_pubrec(pubrec, self.version)
+            self.promise(frame, barrier, None, False, self.last_received)
         else:  # [MQTT-4.3.3-8]
-            self.promise_ack(_PUBREC, packet_id, barrier, None, False)
+            self.promise_ack(_PUBREC, packet_id, barrier, None, False, self.last_received)
 
     def on_pubrel(self, session: Session, packet_id: int) -> None:
         serial = session.inbound.pop(packet_id, -1)

@@ -38,13 +38,20 @@ class Held:
     """A frame that is a promise, and what has to be durable before it may leave."""
 
     def __init__(
-        self, frame: bytes, barrier: int, message: Message | None, frees: bool, opens: bool
+        self,
+        frame: bytes,
+        barrier: int,
+        message: Message | None,
+        frees: bool,
+        opens: bool,
+        asked_at: float = 0.0,
     ) -> None:
         self.frame = frame
         self.barrier = barrier
         self.message = message  # set: may also leave when this has no undurable delivery left
         self.frees = frees  # ends an inbound QoS > 0 exchange: gives its quota back
         self.opens = opens  # the CONNACK: the session may send after it
+        self.asked_at = asked_at  # when the PUBLISH came that it answers; 0.0 for all else
 
 
 class Outbound(Link):
@@ -361,24 +368,55 @@ class Outbound(Link):
             self.promise_ack(_PUBREL, packet_id, barrier, None, False)
 
     def promise_ack(
-        self, head: bytes, packet_id: int, barrier: int, message: Message | None, frees: bool
+        self,
+        head: bytes,
+        packet_id: int,
+        barrier: int,
+        message: Message | None,
+        frees: bool,
+        asked_at: float = 0.0,
     ) -> None:
         """`promise`, for a successful acknowledgement that begins with `head`."""
         if self._held is None and barrier <= self.journal.committed:
             if frees:
                 self.inbound_open -= 1
+            if asked_at == self.context.now:  # as nearly all: it waited for nothing
+                self.counters.acks_at_once += 1
+            elif asked_at:
+                self._time(asked_at)
             self.send_ack(head, packet_id)
             return
-        self._hold(Held(head + packet_id_bytes(packet_id), barrier, message, frees, False))
+        frame = head + packet_id_bytes(packet_id)
+        self._hold(Held(frame, barrier, message, frees, False, asked_at))
 
-    def promise(self, frame: bytes, barrier: int, message: Message | None, frees: bool) -> None:
-        """Send an acknowledgement once what it promises is durable; in order of the requests."""
+    def promise(
+        self,
+        frame: bytes,
+        barrier: int,
+        message: Message | None,
+        frees: bool,
+        asked_at: float = 0.0,
+    ) -> None:
+        """Send an acknowledgement once what it promises is durable; in order of the requests.
+
+        `asked_at`: when the PUBLISH came that it answers, for the figures.
+        """
         if self._held is None and barrier <= self.journal.committed:
             if frees:
                 self.inbound_open -= 1
+            if asked_at:
+                self._time(asked_at)
             self.send(frame)
             return
-        self._hold(Held(frame, barrier, message, frees, False))
+        self._hold(Held(frame, barrier, message, frees, False, asked_at))
+
+    def _time(self, asked_at: float) -> None:
+        """Count how long the acknowledgement that leaves now took."""
+        waited = self.context.now - asked_at
+        if waited > 0.0:
+            self.counters.acks.add(waited)
+        else:
+            self.counters.acks_at_once += 1
 
     def _hold(self, held: Held) -> None:
         if (
@@ -417,6 +455,8 @@ class Outbound(Link):
             queue.popleft()
             if held.frees:
                 self.inbound_open -= 1
+            if held.asked_at:
+                self._time(held.asked_at)
             self.send(held.frame)
             if held.opens:
                 self.opened()

@@ -61,7 +61,7 @@ class Context:
         self.hooks = Hooks()
         self.watcher: Watcher | None = None
         self.letters: Letters | None = None
-        self.now: float = 0.0  # of the last commit: who is released by it has no other clock
+        self.now: float = 0.0  # of what happened last: who is released by it has no other clock
         self.runnable: deque[Session] = deque()  # sessions with a replay that can go on
         self.holding: dict[Holder, None] = {}  # connections that hold acknowledgements back
         self.waiting: list[Session] = []  # sessions with a delivery behind a barrier
@@ -73,6 +73,7 @@ class Context:
 
     def at(self, now: float) -> None:
         """What is written down from here on happened at `now`."""
+        self.now = now
         if self.watcher is not None:
             self.watcher.now = now
 

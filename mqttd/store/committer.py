@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from bisect import bisect_left
 from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
 from mqttd.core import spec
 from mqttd.core.broker import Broker
+from mqttd.core.counters import Durations
 from mqttd.core.journal import Batch
 from mqttd.core.session import PageRequest
 from mqttd.store.base import Store, StoreError, StoreFull
@@ -39,20 +39,6 @@ _RETRY_S: Final = 0.5  # until a full disk is tried again
 _LAST_TRIES: Final = 4  # of these, when the broker is to end meanwhile
 _TIDY_S: Final = 1.0  # between two slices of housekeeping when there is little to do
 _PAUSE_S: Final = 0.02  # when there is much
-
-
-class Durations:
-    """How long commits took: how many up to each bound, and all of their seconds."""
-
-    BOUNDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(self.BOUNDS) + 1)  # the last: longer than all of them
-        self.seconds = 0.0
-
-    def add(self, seconds: float) -> None:
-        self.counts[bisect_left(self.BOUNDS, seconds)] += 1
-        self.seconds += seconds
 
 
 class Committer:
