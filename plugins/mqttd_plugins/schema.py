@@ -5,8 +5,9 @@ valid. *reject* refuses it (0x99), *quarantine* publishes it elsewhere with its 
 as user properties, *observe* lets it through and says so in the log. The first rule whose filter
 holds the topic decides; a topic without a rule isn't looked at.
 
-What is larger than `INLINE` is checked in a thread, so that one large payload doesn't keep the
-others waiting; the client's own next message waits for it.
+What is larger than `INLINE`, or turns out to take long, is checked in a thread, so that one payload
+doesn't keep the others waiting; the client's own next message waits for it, no longer than
+`max_time`.
 
 Must not know: how a schema works (`_json_schema`).
 
@@ -21,7 +22,7 @@ import dataclasses
 from collections.abc import Awaitable
 from typing import Final, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from mqttd.api import (
     BrokerServices,
@@ -42,6 +43,7 @@ from mqttd.api import (
 from mqttd_plugins._files import FileWatch
 from mqttd_plugins._filters import Chosen, covers, levels_of
 from mqttd_plugins._json_schema import Checker, SchemaProblem, load
+from mqttd_plugins._time_limits import check_waits
 
 INLINE: Final = 4096
 LOG_EVERY_S: Final = 10.0
@@ -101,11 +103,14 @@ class Config(PluginConfig):
     """The first whose filter holds the topic decides."""
     poll: Duration = 2.0
     """How often the files are looked at for changes; 0: never."""
+    max_time: Duration = 2.0
+    """What takes more of a processor's time to be checked isn't valid."""
 
     @model_validator(mode="after")
-    def _every_rule_gets_a_turn(self) -> Config:
+    def _every_rule_gets_a_turn(self, info: ValidationInfo) -> Config:
         if not self.rules:
             raise ValueError("no rules")
+        check_waits(info, max_time=self.max_time)
         levels = [levels_of(rule.filter) for rule in self.rules]
         for number, part in enumerate(levels):
             for earlier, whole in enumerate(levels[:number]):
@@ -180,16 +185,17 @@ class Schema(Plugin[Config]):
             return None
         if len(payload) > rule.config.max_size:
             return self._not_valid(rule, client, message, "larger than max_size")
-        if len(payload) > INLINE:
+        reason = None if len(payload) > INLINE else rule.checker.reason_at_once(payload)
+        if reason is None:
             return self._checked_elsewhere(rule, client, message)
-        reason = rule.checker.reason_against(payload)
         if reason:
             return self._not_valid(rule, client, message, reason)
         self.broker.count("valid")
         return None
 
     async def _checked_elsewhere(self, rule: _Rule, client: Client, message: Message) -> Answer:
-        reason = await self.broker.run_blocking(rule.checker.reason_against, message.payload)
+        check, most_s = rule.checker.reason_against, self.config.max_time
+        reason = await self.broker.run_blocking(check, message.payload, most_s)
         if not reason:
             self.broker.count("valid")
             return None

@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, cast
 
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,9 +32,9 @@ def rule(file: Path, topic_filter: str = "sensors/+", **more: Any) -> dict[str, 
     return {"filter": topic_filter, "file": str(file), **more}
 
 
-async def started(*rules: dict[str, Any], poll: float = 2.0) -> tuple[Schema, StandIn]:
+async def started(*rules: dict[str, Any], **more: Any) -> tuple[Schema, StandIn]:
     broker = StandIn("schema")
-    config = Config.model_validate({"rules": list(rules), "poll": poll})
+    config = Config.model_validate({"rules": list(rules), **more})
     return cast(Schema, await broker.start(Schema, config)), broker
 
 
@@ -141,7 +142,7 @@ async def test_an_empty_message_that_clears_a_retained_one_may(file: Path) -> No
 
 @given(st.binary(max_size=200) | st.text().map(str.encode))
 def test_any_payload_has_an_answer(payload: bytes) -> None:
-    assert READER.reason_against(payload).startswith(("no JSON", "schema: "))
+    assert READER.reason_against(payload, 1.0).startswith(("no JSON", "schema: "))
 
 
 def test_a_reason_holds_nothing_of_the_payload() -> None:
@@ -149,18 +150,126 @@ def test_a_reason_holds_nothing_of_the_payload() -> None:
         {"additionalProperties": {"type": "string"}, "properties": {"a": {"enum": ["b"]}}}
     )
     for payload in (b'{"secret": 4711}', b'{"a": "secret"}', b"secret", b'{"secret": [[]]}'):
-        assert checker.reason_against(payload) != ""
-        assert "secret" not in checker.reason_against(payload)
-        assert "4711" not in checker.reason_against(payload)
+        assert checker.reason_against(payload, 1.0) != ""
+        assert "secret" not in checker.reason_against(payload, 1.0)
+        assert "4711" not in checker.reason_against(payload, 1.0)
 
 
 def test_a_value_that_breaks_the_validator_is_not_valid() -> None:
-    assert checker_of({"multipleOf": 0.5}).reason_against(b"1e999") == (
+    assert checker_of({"multipleOf": 0.5}).reason_at_once(b"1e999") == (
         "the validator failed: OverflowError"
     )
-    endless = checker_of({"items": {"$ref": "#"}})
-    deep = endless.reason_against(b"[" * 400 + b"]" * 400)
-    assert deep in ("", "nested too deeply")
+
+
+# Payloads that are made to take long.
+
+
+def test_what_is_nested_too_deeply_is_not_read() -> None:
+    checker = checker_of({"items": {"$ref": "#"}})
+    for payload, told in (
+        (b"[" * 100 + b"]" * 100, ""),
+        (b"[" * 101 + b"]" * 101, "no JSON: nested too deeply"),
+        (b'{"a":' * 101 + b"1" + b"}" * 101, "no JSON: nested too deeply"),
+        (b"[" * 100_000, "no JSON: nested too deeply"),
+        (b"[" + b"[]," * 500 + b"1]", ""),
+        (json.dumps(["[" * 200, "{" * 200, '\\"' + "[" * 200]).encode(), ""),
+    ):
+        assert checker.reason_against(payload, 1.0) == told
+
+
+def test_numbers_of_many_digits_are_no_json() -> None:
+    checker = checker_of({"type": "integer", "multipleOf": 7})
+    assert checker.reason_at_once(b"1" * 4300).startswith("schema: ")  # type: ignore[union-attr]
+    assert checker.reason_against(b"1" * 100_000, 1.0) == "no JSON"
+
+
+TWICE: dict[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "anyOf": [
+        {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
+        {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
+        {"type": "null"},
+    ],
+}
+BOMB = b"[" * 60 + b"1" + b"]" * 60
+
+
+def test_a_payload_that_is_looked_at_twice_on_each_level_is_given_up() -> None:
+    checker = checker_of(TWICE)
+    assert checker.reason_at_once(b"[[null]]") == ""
+    assert checker.reason_at_once(BOMB) is None
+    assert checker.reason_against(BOMB, 0.0) == "it takes too long to be checked"
+    assert checker.reason_against(b"[[1]]", 1.0) == "schema: anyOf"
+
+
+async def test_what_takes_long_is_checked_beside_the_loop_and_then_given_up(tmp_path: Path) -> None:
+    plugin, broker = await started(rule(written(tmp_path / "s.json", TWICE)), max_time=0.01)
+    answer = plugin.on_publish(CLIENT, Message("sensors/1", BOMB, qos=1))
+    assert isinstance(answer, Awaitable)
+    deny = await answer
+    assert isinstance(deny, Deny)
+    assert deny.reason == "payload is not valid: it takes too long to be checked"
+    assert broker.counts == {"rejected": 1}
+
+
+@pytest.mark.parametrize("version", ["draft-07", "draft/2020-12"])
+def test_no_text_makes_a_pattern_take_long(version: str) -> None:
+    """Those of the standard library hold every thread up meanwhile."""
+    checker = checker_of(
+        {
+            "$schema": f"http{'s' * ('2020' in version)}://json-schema.org/{version}/schema"
+            + "#" * ("draft-07" in version),
+            "pattern": "^(a+)+$",
+            "patternProperties": {"^(b+)+$": {"type": "number"}},
+            "items": {"$ref": "#"},
+        }
+    )
+    for text in ("a" * 2000 + "!", "a" * 2000):
+        assert (checker.reason_at_once(json.dumps(text).encode()) == "") == ("!" not in text)
+        nested = json.dumps([[text]]).encode()  # by way of the root, and its $schema
+        assert (checker.reason_at_once(nested) == "") == ("!" not in text)
+    assert checker.reason_at_once(json.dumps({"b" * 2000 + "!": "x"}).encode()) == ""
+    assert checker.reason_at_once(json.dumps({"b" * 2000: "x"}).encode()) != ""
+
+
+def test_items_that_are_there_twice_are_found_without_comparing_all_of_them() -> None:
+    checker = checker_of({"uniqueItems": True})
+    for text, told in (
+        ('[1, true, 0, false, null, "1", [1], [true], {}]', ""),
+        ("[1, 1.0]", "schema: uniqueItems"),
+        ('[[1, {"a": 1}], [1, {"a": 1.0}]]', "schema: uniqueItems"),
+        ('[{"a": 1, "b": 2}, {"b": 2, "a": 1}]', "schema: uniqueItems"),
+    ):
+        assert checker.reason_at_once(text.encode()) == told
+    many = json.dumps([{"a": number} for number in range(5000)]).encode()
+    assert checker.reason_against(many, 10.0) == ""
+
+
+SCHEMAS: list[Any] = [
+    {"properties": {"a": {}}, "patternProperties": {"^b": {"type": "string"}},
+     "additionalProperties": False},
+    {"patternProperties": {"a": {"minimum": 1}, "b": {"maximum": 2}},
+     "additionalProperties": {"type": "null"}},
+    {"additionalProperties": True, "propertyNames": {"pattern": "^[a-c]$"}},
+    {"items": {"pattern": "b$"}, "uniqueItems": True},
+    {"uniqueItems": False, "not": {"required": ["a"], "additionalProperties": False}},
+]  # fmt: skip
+CHECKERS = [(checker_of(schema), jsonschema.Draft202012Validator(schema)) for schema in SCHEMAS]
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 3) | st.sampled_from(["a", "ab", "b"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abcd"), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.sampled_from(CHECKERS), VALUES)
+def test_keywords_of_our_own_say_what_those_of_the_library_say(
+    pair: tuple[Checker, Any], value: Any
+) -> None:
+    ours, theirs = pair
+    assert (ours.reason_at_once(json.dumps(value).encode()) == "") == theirs.is_valid(value)
 
 
 # Quarantine and observation.
@@ -237,6 +346,20 @@ async def test_observation_lets_it_through_and_says_so_now_and_then(
         ('{"anyOf": [true, {"$ref": "other.json"}]}', r"\$.anyOf\[1\].\$ref: .*nothing is fetched"),
         ('{"$ref": "file:///etc/passwd"}', "nothing is fetched"),
         ('{"pattern": "("}', r"\$.pattern: "),
+        (
+            '{"items": {"pattern": "(?=a)"}}',
+            r"\$.items: pattern '\(\?=a\)': at character 2: looking",
+        ),
+        ('{"patternProperties": {"(a)\\\\1": {}}}', "a reference to a group can't"),
+        ('{"pattern": "(a{50}){50}"}', "too large"),
+        (
+            '{"patternProperties": {"a": {}}, "unevaluatedProperties": false}',
+            "with unevaluatedProperties",
+        ),
+        (
+            '{"$defs": {"a": {"$schema": "https://json-schema.org/draft/2020-12/schema"}}}',
+            r"\$.\$defs.a.\$schema: expected at the top",
+        ),
         ("[" * 100_000, "recursion"),
     ],
 )

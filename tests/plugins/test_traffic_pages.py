@@ -138,5 +138,5 @@ def test_the_schema_is_one(root: Path, tmp_path: Path) -> None:
     (block,) = re.findall(r"```json\n(.*?)```", page(root, "schema"), re.DOTALL)
     (tmp_path / "temperature.json").write_text(block)
     checker = load(tmp_path / "temperature.json")
-    assert checker.reason_against(b'{"celsius": 21}') == ""
-    assert checker.reason_against(b'{"celsius": 151}') == "schema: properties/celsius/maximum"
+    assert checker.reason_at_once(b'{"celsius": 21}') == ""
+    assert checker.reason_at_once(b'{"celsius": 151}') == "schema: properties/celsius/maximum"
