@@ -34,6 +34,7 @@ examples:
   mqttd passwd passwd bob                   another user, or a new password for bob
   mqttd passwd -D passwd bob                no bob any more
   pass show bob | mqttd passwd --stdin passwd bob
+  mqttd passwd --stdin passwd < users       many at once, as USER:PASSWORD lines
   mqttd passwd -b passwd bob secret         from the command line: others can see it there
   mqttd passwd -U passwd                    the file has passwords as they are: hash them
   mqttd passwd --scram scram alice          a file for the scram plugin
@@ -61,7 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("-b", "--batch", action="store_true", help="PASSWORD is an argument")
-    source.add_argument("--stdin", action="store_true", help="the password is a line of input")
+    source.add_argument(
+        "--stdin",
+        action="store_true",
+        help="the password is a line of input; without USER, all lines of it are USER:PASSWORD",
+    )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument(
         "-H", "--hash", choices=_hashes.WRITABLE, default=_hashes.ARGON2ID, metavar="KIND",
@@ -107,17 +112,12 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     if args.hash_file:
         if args.user is not None or args.batch or args.stdin or args.scram:
             parser.error("-U takes FILE alone, and makes hashes")
-    elif args.user is None:
+    elif args.user is not None:
+        wrong = _wrong_name(args.user, args.scram)
+        if wrong:
+            parser.error(wrong)
+    elif not args.stdin or args.delete:
         parser.error("USER is missing")
-    else:
-        try:
-            _user_file.check_name(args.user)
-        except ValueError as error:
-            parser.error(str(error))
-        if args.scram and len(args.user) > _scram_keys.LONGEST_NAME:
-            parser.error(f"--scram: a user name has at most {_scram_keys.LONGEST_NAME} characters")
-        if args.scram and _is_unprepared(args.user):
-            parser.error("--scram: a user name has to be one that SASLprep doesn't change")
     if args.delete and (args.batch or args.stdin):
         parser.error("-D needs no password")
     if args.batch != (args.password is not None):
@@ -128,6 +128,19 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         fewest = _scram_keys.FEWEST_ITERATIONS if args.scram else 1000
         if not fewest <= args.iterations <= 10_000_000:
             parser.error(f"-I: expected {fewest} to 10000000")
+
+
+def _wrong_name(user: str, scram: bool) -> str:
+    """Why there can't be a user of this name; "" if there can."""
+    try:
+        _user_file.check_name(user)
+    except ValueError as error:
+        return str(error)
+    if scram and len(user) > _scram_keys.LONGEST_NAME:
+        return f"--scram: a user name has at most {_scram_keys.LONGEST_NAME} characters"
+    if scram and _is_unprepared(user):
+        return "--scram: a user name has to be one that SASLprep doesn't change"
+    return ""
 
 
 def _is_unprepared(user: str) -> bool:
@@ -142,36 +155,63 @@ def _run(args: argparse.Namespace) -> tuple[str, int]:
     if args.hash_file:
         return "hashed", _hash_file(args)
     path: Path = args.file
-    line = "" if args.delete else f"{args.user}:{_new_value(args)}"
+    values = {} if args.delete else _new_values(args)
     if args.create:
-        _user_file.write(path, [line])
-        return "created", 1
+        _user_file.write(path, [f"{user}:{value}" for user, value in values.items()])
+        return "created", len(values)
     with _user_file.locked(path):
         # Whoever has a bad line in there should hear of it now.
         entries = _user_file.read(path, _scram_keys.parse if args.scram else _hashes.parse)
         lines = _user_file.lines_of(path)
-        entry = entries.get(args.user)
         if args.delete:
-            if entry is None:
+            if args.user not in entries:
                 raise _Refused(f"{path}: no user {args.user!r}")
-            del lines[entry.line - 1]
-        elif entry is None:
-            lines.append(line)
-        else:
-            lines[entry.line - 1] = line
+            del lines[entries[args.user].line - 1]
+        for user, value in values.items():
+            if user in entries:
+                lines[entries[user].line - 1] = f"{user}:{value}"
+            else:
+                lines.append(f"{user}:{value}")
         _user_file.write(path, lines)
     if args.delete:
         return "deleted", 1
-    return ("added" if entry is None else "updated"), 1
+    if args.user is None:
+        return "added or updated", len(values)
+    return ("updated" if args.user in entries else "added"), 1
 
 
-def _new_value(args: argparse.Namespace) -> str:
+def _new_values(args: argparse.Namespace) -> dict[str, str]:
+    """What is to stand behind the colon of each user who is added or updated."""
     maker = _maker(args)
+    if args.user is None:
+        return _read_users(args, maker)
     password = _password(args)
     try:
-        return maker(password)
+        return {args.user: maker(password)}
     except ValueError as error:
         raise UserFileError(str(error)) from None
+
+
+def _read_users(args: argparse.Namespace, maker: Callable[[str], str]) -> dict[str, str]:
+    """USER:PASSWORD lines of standard input. No password is part of an error."""
+    values: dict[str, str] = {}
+    for number, raw in enumerate(sys.stdin.buffer, 1):
+        line = os.fsdecode(raw.removesuffix(b"\n").removesuffix(b"\r"))
+        if not line:
+            continue
+        user, colon, password = line.partition(":")
+        wrong = _wrong_name(user, args.scram) if colon else "expected USER:PASSWORD"
+        if user in values:
+            wrong = f"user {user!r} is there twice"
+        try:
+            if wrong:
+                raise ValueError(wrong)
+            values[user] = maker(password)
+        except ValueError as error:
+            raise UserFileError(f"line {number} of the input: {error}") from None
+    if not values:
+        raise UserFileError("the input holds no USER:PASSWORD line")
+    return values
 
 
 def _maker(args: argparse.Namespace) -> Callable[[str], str]:

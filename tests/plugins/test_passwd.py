@@ -89,6 +89,63 @@ def test_a_line_of_input(file: Path, monkeypatch: pytest.MonkeyPatch, line: byte
     assert users(file)["alice"].verify(b"secret")
 
 
+def test_many_users_at_once(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(*CHEAP, "-c", "-b", file, "bob", "old")
+    file.write_text("# ours\n" + file.read_text())
+    monkeypatch.setattr(sys, "stdin", Terminal(b"ann:one\n\nbob:two:three\r\ncy: x "))
+    assert run(*CHEAP, "--stdin", file) == 0
+    assert capsys.readouterr().out.endswith(f"{file}: 3 users added or updated\n")
+    found = users(file)
+    assert list(found) == ["bob", "ann", "cy"]
+    for user, password in (("ann", b"one"), ("bob", b"two:three"), ("cy", b" x ")):
+        assert found[user].verify(password)
+    assert file.read_text().startswith("# ours\nbob:")
+    monkeypatch.setattr(sys, "stdin", Terminal(b"dan:four"))
+    assert run(*CHEAP, "--json", "--stdin", "-c", file) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"file": str(file), "done": "created", "user": None, "users": 1}
+    assert list(users(file)) == ["dan"]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"ann:one\nhunter2\n", "line 2 of the input: expected USER:PASSWORD"),
+        (b"ann:hunter2\nann:x\n", "line 2 of the input: user 'ann' is there twice"),
+        (b"ann:hunter2\nbob:\n", "line 2 of the input: expected a password of 1 to 1024"),
+        (b" ann:hunter2\n", "line 1 of the input: user name ' ann': no blanks"),
+        (b"#ann:hunter2\n", "line 1 of the input: user name '#ann'"),
+        (b"\n", "no USER:PASSWORD line"),
+    ],
+)
+def test_one_bad_line_of_many_changes_nothing(
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    data: bytes,
+    told: str,
+) -> None:
+    run(*CHEAP, "-c", "-b", file, "zoe", "old")
+    before = file.read_bytes()
+    monkeypatch.setattr(sys, "stdin", Terminal(data))
+    assert run(*CHEAP, "--stdin", file) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert "hunter2" not in error
+    assert file.read_bytes() == before
+
+
+def test_many_users_of_scram_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal(b"ann:one\nbob:two\n"))
+    assert run("--scram", "-I", 4096, "-c", "--stdin", file) == 0
+    found = _user_file.read(file, _scram_keys.parse)
+    assert list(found) == ["ann", "bob"]
+    monkeypatch.setattr(sys, "stdin", Terminal("a\u00adnn:one\n".encode()))
+    assert run("--scram", "-I", 4096, "--stdin", file) == 2
+
+
 def test_any_bytes_are_a_password(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Terminal(b"\xff\x00 x \n"))
     assert run(*CHEAP, "--stdin", "-c", file, "alice") == 0
