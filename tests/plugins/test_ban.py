@@ -20,6 +20,10 @@ from mqttd.api import (
     reason_codes,
 )
 from mqttd.testing import StandIn
+from tests.core import handshake_kit
+from tests.core.handshake_kit import say
+from tests.core.hook_kit import Admitting
+from tests.harness import Harness
 
 FAR = "192.0.2.7"
 
@@ -153,6 +157,17 @@ async def test_a_broker_that_cannot_decide_is_nobodys_fault(code: int) -> None:
     reason = str(ProtocolError(code, "MQTT-3.1.4-2", "too many logins at a time"))
     plugin.observe([Event(REFUSED, 0.0, "c", None, peer(FAR), reason=reason)])
     assert connect(plugin) is None
+
+
+async def test_who_leaves_before_its_password_was_looked_at_has_guessed() -> None:
+    """In a core, so that it is the core's own reason: a hash was paid for either way."""
+    h = Harness()
+    Admitting(h, None)
+    say(h, handshake_kit.connect()).drop()
+    (reason,) = h.events("refused")
+    plugin, _ = await started(brute_force={"failures": 1})
+    plugin.observe([Event(REFUSED, 0.0, "c", None, peer(FAR), reason=reason)])
+    assert isinstance(connect(plugin), Deny)
 
 
 async def test_failures_may_be_counted_by_user_and_by_client() -> None:
