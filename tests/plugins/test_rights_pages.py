@@ -61,14 +61,6 @@ def test_every_key_is_there_with_its_default(
             assert model.model_validate({**needed, key: value}) == usual, key
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_examples_are_good(root: Path, name: str) -> None:
-    (text,) = blocks(page(root, name), "yaml")
-    plugin = yaml.safe_load(text)["plugins"][-1]
-    assert plugin["use"] == name
-    PAGES[name].model_validate(plugin["config"])
-
-
 def test_what_the_page_says_that_mqttd_acl_prints(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
