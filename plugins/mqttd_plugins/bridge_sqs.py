@@ -25,7 +25,7 @@ import math
 import time
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -165,27 +165,41 @@ class BridgeSqs(BridgePlugin[Config]):
 
     def __init__(self, config: Config, broker: BrokerServices) -> None:
         super().__init__(config, broker)
-        self._secret: str | None = None
+        self._access = Access(None, None)
 
     async def check(self) -> None:
         await super().check()
         await self.broker.run_blocking(_prepare, self.config)
 
     async def start(self) -> None:
-        self._secret = await self.broker.run_blocking(_prepare, self.config)
+        self._access = await self.broker.run_blocking(_prepare, self.config)
         await super().start()
 
     def remote(self) -> Remote:
-        return SqsRemote(self.config, self._secret)
+        return SqsRemote(self.config, self._access)
 
 
-def _prepare(config: Config) -> str | None:
-    """Find what is missing; the secret, if there is one. ValueError."""
+class Access(NamedTuple):
+    """What a connection needs beside its configuration: the library's session, the secret."""
+
+    session: Any
+    secret: str | None
+
+
+def _prepare(config: Config) -> Access:
+    """Find what is missing, and read it; ValueError. In a thread: the library is large."""
     try:
-        import aiobotocore  # noqa: F401
+        from aiobotocore.session import get_session
     except ImportError:
         raise ValueError('aiobotocore isn\'t installed: pip install "mqttd[sqs]"') from None
-    return None if config.secret_file is None else _secret(config.secret_file)
+    secret = None if config.secret_file is None else _secret(config.secret_file)
+    session = get_session()
+    loader = session.get_component("data_loader")  # it remembers what it has loaded
+    for name in ("endpoints", "partitions", "sdk-default-configuration"):
+        loader.load_data(name)
+    for name in ("service-2", "endpoint-rule-set-1"):
+        loader.load_service_model("sqs", name)
+    return Access(session, secret)
 
 
 def _secret(path: Path) -> str:
@@ -205,9 +219,9 @@ class SqsRemote(Remote):
 
     batch = BATCH
 
-    def __init__(self, config: Config, secret: str | None) -> None:
+    def __init__(self, config: Config, access: Access) -> None:
         self._config = config
-        self._secret = secret
+        self._access = access
         self._stack = contextlib.AsyncExitStack()
         self._client: Any = None
         self._urls: dict[str, str] = {}
@@ -226,18 +240,17 @@ class SqsRemote(Remote):
 
     async def connect(self) -> None:
         from aiobotocore.config import AioConfig
-        from aiobotocore.session import get_session
 
         config = self._config
         self._over = asyncio.get_running_loop().create_future()
         try:
             self._client = await self._stack.enter_async_context(
-                get_session().create_client(
+                self._access.session.create_client(
                     "sqs",
                     region_name=config.region,
                     endpoint_url=config.endpoint,
                     aws_access_key_id=config.access_key,
-                    aws_secret_access_key=self._secret,
+                    aws_secret_access_key=self._access.secret,
                     config=AioConfig(
                         connect_timeout=config.connect_timeout,
                         read_timeout=config.poll + 10,

@@ -94,12 +94,14 @@ def main() -> int:
     parser.add_argument("--messages", type=int, default=20_000, help="each way")
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=("broker", "far"), help="kill this one alone")
     args = parser.parse_args()
     from tests.bridges.trial import trial
 
     with tempfile.TemporaryDirectory(prefix="mqttd-bridges-") as place:
         far = FACES[args.bridge](Path(place))
-        verdict = asyncio.run(trial(far, args.messages, args.kills, args.seed))
+        victims = (args.only,) if args.only else ("broker", "far")
+        verdict = asyncio.run(trial(far, args.messages, args.kills, args.seed, victims))
     print(json.dumps(verdict))
     return 1 if verdict["wrong"] else 0
 

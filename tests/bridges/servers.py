@@ -18,9 +18,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -418,6 +420,25 @@ class ElasticMQ(Server):
         return [(command, {"PATH": os.environ["PATH"], "HOME": str(self.place)})]
 
 
+class Moto(Server):
+    """moto's server, which speaks as Amazon SQS does as well, and keeps everything in memory."""
+
+    NAME = "moto"
+    PACKAGE = "moto[server]"
+
+    def missing(self) -> str:
+        if find_spec("moto") is None or find_spec("flask") is None:
+            return "moto's server isn't installed: pip install 'moto[server]'"
+        return ""
+
+    def prepare(self) -> None:
+        (self.port,) = free_ports(1)
+
+    def commands(self) -> list[tuple[list[str], dict[str, str]]]:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        return [(command, {"PATH": os.environ["PATH"], "HOME": str(self.place)})]
+
+
 def _running(server: Server) -> Iterator[Server]:
     try:
         server.start()
@@ -462,3 +483,9 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def elasticmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """ElasticMQ, for all tests of this worker."""
     yield from _running(ElasticMQ(tmp_path_factory.mktemp("elasticmq")))
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """moto's server, for all tests of this worker."""
+    yield from _running(Moto(tmp_path_factory.mktemp("moto")))

@@ -10,7 +10,7 @@ from mqttd_plugins._bridge.remote import Failure, Incoming, Intake, Item, Poison
 from mqttd_plugins._bridge.rules import Rule
 from mqttd_plugins._sqs import LARGEST
 from mqttd_plugins._sqs_in import Receiver, Settle
-from mqttd_plugins.bridge_sqs import Config, SqsRemote, SqsRule
+from mqttd_plugins.bridge_sqs import Access, Config, SqsRemote, SqsRule
 from pydantic import ValidationError
 
 from mqttd.api import Message
@@ -80,7 +80,7 @@ def config(*rules: dict[str, Any], **more: Any) -> Config:
 
 
 def remote_to(client: Fake, *rules: dict[str, Any], **more: Any) -> SqsRemote:
-    remote = SqsRemote(config(*rules or (out("#", "q"),), **more), None)
+    remote = SqsRemote(config(*rules or (out("#", "q"),), **more), Access(None, None))
     remote._client = client
     remote._over = asyncio.get_running_loop().create_future()
     return remote

@@ -22,6 +22,17 @@ def test_a_ledger_sees_what_is_lost_late_or_renamed() -> None:
     assert renamed.startswith("out 0: sent 1 times")
 
 
+def test_a_ledger_forgives_what_came_later() -> None:
+    ledger = Ledger("out", 64)
+    for number in (16, 0):
+        ledger.take(f"out k0 {number}", str(number))
+    ledger.forgive_order()
+    for number in (48, 32):
+        ledger.take(f"out k0 {number}", str(number))
+    ledger.forgive_order()
+    assert ledger.wrong(False) == ["out k0: 0 came after 16"]
+
+
 @pytest.mark.parametrize(("make", "version"), [(FarMqttd, 5), (FarMosquitto, "3.1.1")])
 async def test_nothing_acknowledged_is_lost_whatever_is_killed(
     make: type[Far], version: object, tmp_path: Path
