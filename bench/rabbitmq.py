@@ -31,11 +31,12 @@ from mqttd_plugins._bridge.rules import Rule  # noqa: E402
 from mqttd_plugins.bridge_rabbitmq import Config, RabbitRemote, _access_of  # noqa: E402
 
 from mqttd.api import Message  # noqa: E402
+from tests.bridges.far_rabbitmq import RoomyRabbitMQ  # noqa: E402
 from tests.bridges.servers import RabbitMQ  # noqa: E402
 
 PAYLOAD = b"." * 64
 TOPICS = 16
-SHARE = 64  # items that the core hands over at once
+SHARE = RabbitRemote.batch  # items that the core hands over at once
 
 
 class Counted(Intake):
@@ -115,15 +116,16 @@ def cpu_s_of(server: RabbitMQ) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-async def measure(server: RabbitMQ, messages: int, kind: str) -> dict[str, Any]:
-    queue = {"type": kind}
+async def measure(server: RabbitMQ, args: argparse.Namespace) -> dict[str, Any]:
+    messages, queue = args.messages, {"type": args.queue}
     rules = [
         {"direction": "out", "from": "#", "exchange": "", "to": "bench", "declare_queue": queue},
         {"direction": "in", "from": "bench", "declare_queue": queue},
     ]
-    config = Config.model_validate({"addresses": [f"{server.host}:{server.port}"], "rules": rules})
+    address = f"{server.host}:{server.port}"
+    config = Config.model_validate({"addresses": [address], "rules": rules, "window": args.window})
     access = _access_of(config)
-    out: dict[str, Any] = {"messages": messages, "queue": kind}
+    out: dict[str, Any] = {"messages": messages, "queue": args.queue, "window": args.window}
     for name, work in (("out", publish), ("in", consume)):
         log = logging.getLogger("bench")
         remote = RabbitRemote(config, access, "bench", [config.max_message_size], log)
@@ -143,14 +145,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.rabbitmq")
     parser.add_argument("--messages", type=int, default=50_000)
     parser.add_argument("--queue", choices=["classic", "quorum"], default="classic")
+    parser.add_argument("--window", type=int, default=1000)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mqttd-bench-") as place:
-        server = RabbitMQ(Path(place))
-        with open(server.place / "rabbitmq.conf", "a") as conf:
-            conf.write("vm_memory_high_watermark.absolute = 1GB\n")  # the later line counts
+        server = RoomyRabbitMQ(Path(place))
         server.start()
         try:
-            print(json.dumps(asyncio.run(measure(server, args.messages, args.queue))))
+            print(json.dumps(asyncio.run(measure(server, args))))
         finally:
             server.kill()
     return 0

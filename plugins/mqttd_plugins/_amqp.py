@@ -156,7 +156,8 @@ def _with_correlation(message: Message, data: bytes) -> Any:
 
 
 def _fits(text: str) -> bool:
-    return "\0" not in text and len(text.encode(errors="replace")) <= _LONGEST
+    short = len(text) <= _LONGEST // 4  # whatever its letters are
+    return "\0" not in text and (short or len(text.encode(errors="replace")) <= _LONGEST)
 
 
 def _first(headers: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -300,20 +300,19 @@ _READ: Final = tuple((name, flag, _READERS[letter]) for name, flag, letter in _P
 class Properties:
     """The properties of a message; None where there is none."""
 
-    __slots__ = tuple(name for name, _, _ in _PROPERTIES)
-
-    content_type: str | None
-    headers: dict[str, Any] | None
-    correlation_id: str | None
-    reply_to: str | None
-    expiration: str | None
-    message_id: str | None
-    message_type: str | None
-    app_id: str | None
-
-    def __init__(self) -> None:
-        for name, _, _ in _PROPERTIES:
-            setattr(self, name, None)
+    content_type: str | None = None
+    content_encoding: str | None = None
+    headers: dict[str, Any] | None = None
+    delivery_mode: int | None = None
+    priority: int | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    expiration: str | None = None
+    message_id: str | None = None
+    timestamp: int | None = None
+    message_type: str | None = None
+    user_id: str | None = None
+    app_id: str | None = None
 
 
 def content_header(channel: int, body_size: int, properties: Mapping[str, Any]) -> bytes:

@@ -191,7 +191,7 @@ def _access_of(config: Config) -> Access:
 class RabbitRemote(Remote):
     """One connection each way to RabbitMQ."""
 
-    batch = 64
+    batch = 128
 
     def __init__(
         self,

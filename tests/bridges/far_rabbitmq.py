@@ -26,6 +26,15 @@ PLUGIN = "mqttd_plugins.bridge_rabbitmq:BridgeRabbitMQ"
 _AGAIN_S = 0.1
 
 
+class RoomyRabbitMQ(RabbitMQ):
+    """It holds more messages, for long trials, before it takes no more."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        with open(self.place / "rabbitmq.conf", "a") as conf:
+            conf.write("vm_memory_high_watermark.absolute = 1GB\n")  # the later line counts
+
+
 class SecureRabbitMQ(RabbitMQ):
     """It listens with TLS, too. `thermometer` logs in by certificate, `reader` may write nothing.
 
@@ -86,7 +95,7 @@ class FarRabbitMQ(Far):
         super().__init__(directory)
         place = directory / "rabbitmq"
         place.mkdir()
-        self._server = server or RabbitMQ(place)
+        self._server = server or RoomyRabbitMQ(place)
         logging.getLogger("aiormq").setLevel(logging.CRITICAL)  # it tells of every end at length
         self._begun = server is not None
 
@@ -109,8 +118,8 @@ class FarRabbitMQ(Far):
         self._begun = False
         async with channel_to(self._server) as channel:
             for queue, key, kind in (
-                ("trial-out", "out.#", "classic"),
-                ("trial-in", "in.#", "quorum"),
+                ("trial-out", "out.#", "quorum"),
+                ("trial-in", "in.#", "classic"),
             ):
                 # Without the last one a new consumer may be ahead of what an old one has to return.
                 await channel.queue_declare(

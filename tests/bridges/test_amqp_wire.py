@@ -175,7 +175,7 @@ def test_a_header_is_read_by_others_and_read_back(properties: dict[str, Any], si
     ((_, _, payload),) = Frames().feed(data)
     ours_size, ours = wire.content_from(payload)
     assert ours_size == size
-    for name in wire.Properties.__slots__:
+    for name, _, _ in wire._PROPERTIES:
         assert getattr(theirs.properties, name) == properties.get(name)
         assert getattr(ours, name) == properties.get(name)
 
