@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 from device_sim.engine.client import CONNECTED
@@ -32,7 +33,7 @@ from device_sim.language.arrival import MessageTimes, connect_times
 from device_sim.language.chance import Chance
 from device_sim.language.check import OPEN_ENDED
 from device_sim.language.forecast import entries_of
-from device_sim.language.scenario import Group, PublishEntry, RequestEntry, Scenario, Stage
+from device_sim.language.scenario import PublishEntry, RequestEntry, Scenario, Stage
 from device_sim.results.result import Fault
 
 WAIT_S: Final = 30.0
@@ -52,14 +53,15 @@ class Running(Protocol):
     everybody: list[Device]
     halt: asyncio.Event
     broker_down: bool
+    harmed: set[str]
     failed_connects: int
     connect_s: float
 
     @property
     def at_s(self) -> float: ...
     def fault(self, kind: str, detail: str = "", devices: int = 0) -> Fault: ...
-    def troubled(self, group: Group) -> bool: ...
-    def aftermath(self) -> None: ...
+    def troubled(self, device: Device) -> bool: ...
+    def at_fault(self, devices: list[Device]) -> AbstractContextManager[None]: ...
     def publishing(self, more: int) -> None: ...
     def tick(self) -> None: ...
     async def settle(self, patience_s: float) -> bool: ...
@@ -178,7 +180,7 @@ class Acts:
             await device.connect(timeout_s)
         except ConnectionEnded:
             self.run.failed_connects += 1
-            if not self.run.troubled(device.group):
+            if not self.run.troubled(device):
                 raise
             device.come_back()
 
@@ -199,7 +201,7 @@ class Acts:
     async def _slow_reader(self, body: actions.SlowReader, at: int) -> None:
         devices = self._chosen(body, at, up=True)
         detail = _words(f"{body.rate} bytes/s", body)
-        with self._fault("slow_reader", detail, len(devices)):
+        with self._fault("slow_reader", detail, devices, len(devices)):
             try:
                 for device in devices:
                     device.read_slowly(body.rate)
@@ -210,7 +212,7 @@ class Acts:
 
     async def _pause(self, body: actions.Pause, at: int) -> None:
         devices = self._chosen(body, at, up=True)
-        with self._fault("pause", _words("", body), len(devices)):
+        with self._fault("pause", _words("", body), devices, len(devices)):
             try:
                 for device in devices:
                     device.freeze(True)
@@ -220,13 +222,16 @@ class Acts:
                     device.freeze(False)
 
     @contextlib.contextmanager
-    def _fault(self, kind: str, detail: str, devices: int = 0) -> Iterator[Fault]:
-        fault = self.run.fault(kind, detail, devices)
-        try:
-            yield fault
-        finally:
-            fault.until_s = self.run.at_s
-            self.run.aftermath()
+    def _fault(
+        self, kind: str, detail: str, devices: list[Device], count: int = 0
+    ) -> Iterator[Fault]:
+        """It is on the time line with this number of devices, and these stand in it."""
+        fault = self.run.fault(kind, detail, count)
+        with self.run.at_fault(devices):
+            try:
+                yield fault
+            finally:
+                fault.until_s = self.run.at_s
 
     # The broker and the network
 
@@ -241,12 +246,11 @@ class Acts:
     async def _restart_broker(self, body: actions.RestartBroker, at: int) -> None:
         run = self.run
         run.broker_down = True
-        with self._fault("restart_broker", ""):
+        with self._fault("restart_broker", "", run.everybody):
             await run.control.restart(f"{self.number}.{at}", body.timeout)
             run.broker_down = False
 
     async def _network(self, body: actions.Network, at: int) -> None:
-        del at
         run = self.run
         proxies = [run.proxies[group.name] for group in run.scenario.chosen(body.groups)]
         bad = Conditions(
@@ -254,7 +258,10 @@ class Acts:
         )
         up = GOOD if body.direction == "down" else bad
         down = GOOD if body.direction == "up" else bad
-        with self._fault("network", _words(_conditions(body), body)):
+        damaged, harmed = sum(proxy.corrupted for proxy in proxies), len(run.harmed)
+        with self._fault(
+            "network", _words(_conditions(body), body), self._chosen(body, at)
+        ) as fault:
             try:
                 for proxy in proxies:
                     proxy.change(up, down)
@@ -262,6 +269,10 @@ class Acts:
             finally:
                 for proxy in proxies:
                     proxy.change(GOOD, GOOD)
+                damaged = sum(proxy.corrupted for proxy in proxies) - damaged
+                if damaged:
+                    fault.devices = len(run.harmed) - harmed
+                    fault.detail += f": {damaged} pieces damaged"
 
     async def _wait(self, body: actions.Wait, at: int) -> None:
         if body.until is None:

@@ -10,6 +10,11 @@ up), up. Timers bring about what happens by itself: the next try, the end of bei
 moment when a flaky link drops. There is one timer at a time for each of these and no task between
 them.
 
+Faults of the scenario that it stands in are counted (`faults`), so that a connection that fails
+because of one is known. One of them damages bytes: `harm` tells the books, and they are told again
+when the connection has ended. A subscription whose bytes were damaged may be another one, so it is
+made anew, and what comes to that reader stays in doubt.
+
 A connection whose device vanished (half-open) is kept as a ghost: its socket stays open, nobody
 reads it, nobody pings. That is what power loss looks like from the broker.
 """
@@ -76,6 +81,10 @@ class Device:
         self.will_sender: Sender | None = None
         self.wills = Wills()
         self.ghosts: list[DeviceLink] = []
+        self.faults = 0
+        self.fault_until = 0.0
+        self.harmed = False
+        self._misheard = False
         self._vanished: list[Vanished] = []
         self._session = Session()
         self._expiry_s = 0.0
@@ -149,9 +158,12 @@ class Device:
         host, port = around.addresses[self.group.name]
         try:
             async with asyncio.timeout(timeout_s):
-                await around.switchboard.loop.create_connection(
+                transport, _ = await around.switchboard.loop.create_connection(
                     lambda: link, host, port, ssl=around.tls[self.group.name]
                 )
+                if self.group.name in around.carried:
+                    here = int(transport.get_extra_info("sockname")[1])
+                    around.carried_links[port, here] = self, link
                 if kept and self.watcher is not None:
                     self.watcher.back(True)
                 client.connect(self._connect_packet(clean))
@@ -181,12 +193,20 @@ class Device:
             self._expiry_s = 0.0 if clean else NEVER_EXPIRES
         elif packet.properties.session_expiry_interval is not None:
             self._expiry_s = float(packet.properties.session_expiry_interval)
-        if not present:
+        if not present or self._misheard:
             self._subscribed = False
+        if not present and self._misheard:
+            # The subscriptions that nobody knows are gone with their session.
+            self._misheard = False
+            if self.watcher is not None and self.watcher.harmed and not self.harmed:
+                self.watcher.heal()
         if kept and self.watcher is not None:
             # Once more: what is owed to nobody who is away was sent until now.
             self.watcher.leave()
             self.watcher.back(True)
+        elif self._subscribed and self.watcher is not None:
+            # A session that need not have been there: what was sent meanwhile isn't owed.
+            self.watcher.back(False)
         self._decide_wills(now, present)
 
     def _connect_packet(self, clean: bool) -> Connect:
@@ -259,6 +279,8 @@ class Device:
             if each.wanted.retain_handling < 2:
                 for owed in each.replays:
                     owed.ask()
+                    if self.harmed:
+                        owed.replay.waive()
         client.subscribe([each.wanted for each in part])
         self.around.switchboard.mark_dirty(self.link)
         try:
@@ -288,7 +310,7 @@ class Device:
         self._broke(time.monotonic())
         self.link = None
         if was_up:
-            self.around.report(self.group, self.client.client_id, "lost", words)
+            self.around.report(self, "lost", words)
             self.come_back()
 
     def leave(self) -> None:
@@ -308,7 +330,10 @@ class Device:
         noticed_s = 1.5 * self.client.keep_alive if half_open else 0.0
         if half_open and not self.client.keep_alive:
             noticed_s = NEVER_EXPIRES
-        self._vanished.append(Vanished(self.wills.vanished(), now, noticed_s, half_open))
+        if self.harmed:
+            self.wills.doubtful()  # a damaged packet may have been a DISCONNECT
+        else:
+            self._vanished.append(Vanished(self.wills.vanished(), now, noticed_s, half_open))
         self._connection_ended(now)
         self._decide_wills(now, None)
         if half_open:
@@ -345,18 +370,50 @@ class Device:
 
     def _connection_ended(self, now: float) -> None:
         """Tell the books, however it came to pass."""
+        harmed = self.harmed
+        self._heal()
         self.up = False
         self._cancel("sleep", "drop")
         if self._acknowledged:
             self._session.ended(self._expiry_s, now)
         elif self._introduced and self._session.expected(False, now) != PRESENT:
             self._session.doubt()  # a session may have begun, or not
+        if harmed:
+            self._session.doubt()  # damaged bytes may have been anything, also its end
         self._introduced = self._acknowledged = False
         if self.watcher is not None:
             self.watcher.leave()
         self.client.state = CLOSED
         for feed in self.feeds:
             feed.interrupted()
+
+    def harm(self, link: DeviceLink) -> None:
+        """The scenario has damaged bytes of a connection: what became of them can't be known."""
+        self.around.switchboard.ledger.harmed = True
+        if link is not self.link:
+            # What was under way when it ended; what was sent since then went another way.
+            for sender in self.client.senders:
+                sender.harm()
+                sender.heal()
+            return
+        if not self.up:
+            self._misheard = True
+        if self.harmed:
+            return
+        self.harmed = self.client.harmed = True
+        for sender in self.client.senders:
+            sender.harm()
+        if self.watcher is not None and not self.watcher.harmed:
+            self.watcher.harm()
+
+    def _heal(self) -> None:
+        if not self.harmed:
+            return
+        self.harmed = False
+        for sender in self.client.senders:
+            sender.heal()
+        if self.watcher is not None and not self._misheard:
+            self.watcher.heal()
 
     def _let_go(self) -> None:
         link = self.link
@@ -371,7 +428,10 @@ class Device:
         link = self.link
         if link is None:
             return
-        self.wills.left()
+        if self.harmed:
+            self.wills.doubtful()
+        else:
+            self.wills.left()
         link.leaving = True
         self.client.disconnect()
         link.flush(time.monotonic_ns())
@@ -395,8 +455,11 @@ class Device:
         self._later("reconnect", after_s, self._try_again)
 
     def hurry(self) -> None:
-        """Whoever sleeps or waits tries at once."""
-        if self.wanted and not self.up and not self.connecting:
+        """Whoever sleeps or waits tries at once, or waits for an answer to damaged bytes."""
+        if self.connecting and self.harmed and self.link is not None:
+            if self.link.transport is not None:
+                self.link.transport.abort()
+        elif self.wanted and not self.up and not self.connecting:
             self._try_again()
 
     def _try_again(self) -> None:
@@ -412,7 +475,7 @@ class Device:
             try:
                 await self.connect(self.around.connect_timeout_s)
             except ConnectionEnded as ended:
-                self.around.report(self.group, self.client.client_id, "failed", str(ended))
+                self.around.report(self, "failed", str(ended))
                 self.come_back()
 
     def _live(self) -> None:
@@ -495,7 +558,8 @@ class Device:
         for each in self._vanished:
             self.wills.decide(each.number, False)
         for lane, sender in enumerate(self.client.senders):
-            sender.close(self.client.unanswered(lane), self.up and not abandoned)
+            answering = self.up and not self.harmed and not abandoned
+            sender.close(self.client.unanswered(lane), answering)
         if self.watcher is not None and abandoned:
             self.watcher.cut = True
 

@@ -87,7 +87,8 @@ class Dialogue:
             try:
                 properties = decode_forwardable(arrival.properties)
             except ProtocolError:
-                device.around.violation("PUBLISH with properties that are none")
+                if not device.harmed:
+                    device.around.violation("PUBLISH with properties that are none")
                 continue
             correlation = properties.correlation_data
             self._check(arrival, properties)
@@ -99,8 +100,11 @@ class Dialogue:
     def _check(self, arrival: Arrival, properties: Properties) -> None:
         around = self.device.around
         header = decode(arrival.payload)
-        if header is None or header.run != around.run:
+        if header is None or header.run != around.run or self.device.harmed:
             return  # the ledger has booked it
+        senders = around.switchboard.ledger.senders
+        if senders[header.publisher].doubtful(header.stream, header.sequence):
+            return
         correlation = properties.correlation_data
         targets = self.roles.asking.get(header.publisher, 0)
         if targets:

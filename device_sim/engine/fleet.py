@@ -287,6 +287,8 @@ class Fleet:
         for stream, name in enumerate(names):
             self._bind(device, feed, stream, name, entry)
         feed.fan = len(sender.tracks) // sender.streams
+        if device.harmed:
+            sender.harm()
         return feed
 
     def _properties(self, entry: Content) -> bytes:
@@ -331,6 +333,8 @@ class Fleet:
                 subscription.tracks.append(track)
                 if not member.up:
                     track.leave()
+                if watcher.harmed:
+                    track.harm()
 
     def _retain(
         self,

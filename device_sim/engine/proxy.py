@@ -6,7 +6,8 @@ bytes of a direction is said by `Conditions` and may change while connections ar
     delay      each chunk arrives that much later
     jitter     and up to that much more, drawn for each chunk; bytes never overtake one another
     bandwidth  bytes a second, of each connection
-    corrupt    the probability that one bit of a chunk is turned over
+    corrupt    the probability that one bit of a chunk is turned over; not in the first chunk of a
+               direction, which says who connects: the device would be another one
     cut        nothing arrives, not even the end of a connection, until the cut is over; TCP would
                repeat what was sent meanwhile, so it arrives then
 
@@ -22,6 +23,7 @@ import random
 import socket
 import struct
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -77,6 +79,7 @@ class Direction(asyncio.Protocol):
         self._stopped = False
         self._full = False
         self._ended = False
+        self._begun = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -89,6 +92,7 @@ class Direction(asyncio.Protocol):
             self._hold(data, conditions)
         elif not peer.transport.is_closing():
             peer.transport.write(data)
+        self._begun = True
 
     def pause_writing(self) -> None:
         """This end takes no more: its peer is the source to stop."""
@@ -149,11 +153,12 @@ class Direction(asyncio.Protocol):
 
     def _hold(self, data: bytes, conditions: Conditions) -> None:
         proxy = self.pair.proxy
-        if conditions.corrupt and proxy.chance.random() < conditions.corrupt:
+        if conditions.corrupt and self._begun and proxy.chance.random() < conditions.corrupt:
             damaged = bytearray(data)
             damaged[proxy.chance.randrange(len(damaged))] ^= 1 << proxy.chance.randrange(8)
             data = bytes(damaged)
             proxy.corrupted += 1
+            proxy.on_damage(self.pair.near_port)
         now = proxy.loop.time()
         step = CHUNK if conditions.bandwidth else len(data)
         for start in range(0, len(data), step):
@@ -198,12 +203,14 @@ class Pair:
         self.near.peer = self.far
         self.far.peer = self.near
         self._open = 0
+        self.near_port = 0
         self._task: asyncio.Task[None] | None = None
 
     def came_up(self, end: Direction) -> None:
         """One of the two sockets is connected."""
         self._open += 1
-        if end is self.near:
+        if end is self.near and end.transport is not None:
+            self.near_port = int(end.transport.get_extra_info("peername")[1])
             self.proxy.pairs[self] = None
             self._task = self.proxy.loop.create_task(self._carry_on())
         else:
@@ -241,11 +248,16 @@ class Pair:
                 self.far.transport.close()
 
 
+def _ignore(port: int) -> None:
+    """Nobody wants to know."""
+
+
 class Proxy:
     """`await open()`, connect to `port`, change the conditions at will, `await close()`.
 
     `host` and `port_to` say where the broker is; they may change while the proxy runs (a broker
-    that comes back on another port) and hold for connections made from then on.
+    that comes back on another port) and hold for connections made from then on. `on_damage` is
+    called with the device's port when bytes of its connection were corrupted, before they go on.
     """
 
     def __init__(self, host: str, port_to: int, seed: int = 0) -> None:
@@ -255,6 +267,7 @@ class Proxy:
         self.up = GOOD
         self.down = GOOD
         self.corrupted = 0
+        self.on_damage: Callable[[int], None] = _ignore
         self.chance = random.Random(seed)
         self.pairs: dict[Pair, None] = {}
         self._server: asyncio.Server | None = None

@@ -15,6 +15,8 @@ has silence.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import gc
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from typing import Final
 from device_sim.engine.acts import Acts
 from device_sim.engine.control import Control
 from device_sim.engine.course import SAMPLE_S, STALL_S, Course, Sample
+from device_sim.engine.device import Device
 from device_sim.engine.feed import NEVER, Pacer
 from device_sim.engine.fleet import Fleet
 from device_sim.engine.link import Link
@@ -30,12 +33,12 @@ from device_sim.engine.proxy import Proxy
 from device_sim.engine.surroundings import Surroundings
 from device_sim.engine.tls import contexts
 from device_sim.judge.histogram import Histogram
-from device_sim.language.scenario import Group, Scenario
+from device_sim.language.scenario import Scenario
 from device_sim.results.result import Fault, Stage
 
 LEAST_TICK_S: Final = 0.001
 AFTERMATH_S: Final = 3.0
-"""So long after a fault a connection may still fail because of it."""
+"""So long after a fault the connection of a device that stood in it may fail because of it."""
 
 
 class Run(Course):
@@ -62,13 +65,15 @@ class Run(Course):
         self.faults: list[Fault] = []
         self.round_trips = Histogram()
         self.unanswered = 0
+        self.forgiven = 0
         self.failed_connects = 0
         self.lost_connections = 0
         self.lost_words = ""
         self.pacer = Pacer()
         self.proxies: dict[str, Proxy] = {}
         self.broker_down = False
-        self.fault_until = 0.0
+        self.harmed: set[str] = set()
+        """The devices of whose connections the scenario has damaged bytes."""
         self._publishing = 0
         self._publishing_since = (0.0, 0.0)
         self._tick_due_ns = 0
@@ -102,6 +107,8 @@ class Run(Course):
         for group in self.scenario.carried():
             proxy = self.proxies[group.name] = Proxy(host, port, self.scenario.seed)
             await proxy.open()
+            proxy.on_damage = functools.partial(self._damaged, proxy.port)
+            self.around.carried.add(group.name)
             self.around.addresses[group.name] = "127.0.0.1", proxy.port
 
     async def _play(self) -> None:
@@ -155,26 +162,43 @@ class Run(Course):
         self.faults.append(fault)
         return fault
 
-    def troubled(self, group: Group) -> bool:
-        """Connections of this group fail because the scenario makes them fail."""
-        proxy = self.proxies.get(group.name)
-        bad = proxy is not None and not (proxy.up.clear and proxy.down.clear)
-        return self.broker_down or bad or time.monotonic() < self.fault_until
+    def troubled(self, device: Device) -> bool:
+        """This device's connection fails because the scenario makes it fail."""
+        if self.broker_down or device.faults or device.harmed:
+            return True
+        return time.monotonic() < device.fault_until
 
-    def aftermath(self) -> None:
-        """A fault is over; what it broke may show a little later."""
-        self.fault_until = time.monotonic() + AFTERMATH_S
+    @contextlib.contextmanager
+    def at_fault(self, devices: list[Device]) -> Iterator[None]:
+        """Within it, and a little later, connections of these devices fail because of a fault."""
+        for device in devices:
+            device.faults += 1
+        try:
+            yield
+        finally:
+            for device in devices:
+                device.faults -= 1
+                device.fault_until = time.monotonic() + AFTERMATH_S
 
-    def _befell(self, group: Group, client_id: str, kind: str, words: str) -> None:
+    def _damaged(self, proxy_port: int, port: int) -> None:
+        """Bytes of a connection were corrupted on purpose."""
+        known = self.around.carried_links.get((proxy_port, port))
+        if known is not None:
+            device, link = known
+            device.harm(link)
+            self.harmed.add(device.client.client_id)
+
+    def _befell(self, device: Device, kind: str, words: str) -> None:
         """A device lost its connection or couldn't make one, and nobody had told it to."""
+        client_id = device.client.client_id
         if kind == "failed":
             self.failed_connects += 1
-        if self.troubled(group):
+        if self.troubled(device):
             return
         if kind == "lost":
             self.lost_connections += 1
         self.lost_words = self.lost_words or f"{client_id}: {words}"
-        if group.reconnect is None:
+        if device.group.reconnect is None:
             self.break_off(f"{client_id}: {words}")
         last = self.faults[-1] if self.faults else None
         name = f"connection {kind}"
@@ -189,6 +213,8 @@ class Run(Course):
         """Deliveries, wills, acknowledgements and responses that may still come."""
         count = self.ledger.missing()
         for device in self.everybody:
+            if device.harmed:
+                continue  # what is open there may stay so
             if device.up:
                 count += device.client.in_flight()
                 for feed in device.feeds:
@@ -241,6 +267,8 @@ class Run(Course):
             self.unanswered += dialogue.unanswered
         self.violations = self.around.violations
         self.verdict = self.ledger.close()
+        self.forgiven = self.ledger.forgiven
+        self.forgiven += sum(device.client.forgiven for device in self.everybody)
 
     def part(self) -> list[Link]:
         return [link for device in self.everybody for link in device.part()]

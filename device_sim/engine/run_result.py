@@ -55,6 +55,8 @@ def run_result(run: Run, file: str, scale: float, strict: bool, warnings: list[s
             lost_connections=run.lost_connections,
             first_lost=run.lost_words,
             skipped_offline=sum(feed.skipped for feed in feeds),
+            damaged_pieces=sum(proxy.corrupted for proxy in run.proxies.values()),
+            forgiven=run.forgiven,
         ),
         stages=run.stages,
         faults=run.faults,
@@ -86,6 +88,12 @@ def remarks(result: Result) -> list[str]:
         )
     if result.requests is not None and result.requests.unanswered:
         found.append(f"{result.requests.unanswered} requests were not answered in time")
+    if incidents.damaged_pieces:
+        found.append(
+            f"{incidents.damaged_pieces} pieces were damaged on purpose: "
+            f"{incidents.forgiven} odd arrivals and packets on their connections are forgiven, "
+            "and what is missing there is unknown"
+        )
     if incidents.skipped_offline:
         found.append(
             f"{incidents.skipped_offline} messages came due while their device was offline, "

@@ -28,7 +28,9 @@ class Owed:
 
         At least the last message whose acknowledgement was complete.
         """
-        if self.feed is not None and not self.contested:
+        if self.feed is not None and self.feed.sender.doubt is not None:
+            self.retained.forget()  # who knows what the broker was told to retain
+        elif self.feed is not None and not self.contested:
             self._catch_up(self.feed)
         self.replay.subscribe()
 

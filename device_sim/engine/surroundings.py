@@ -1,8 +1,10 @@
 """What all devices of a run share: its identity and seed, its sockets, addresses and its ear.
 
 A device tells `report` when it lost its connection or couldn't make one although nobody had told it
-to. `restless` is true while links drop and devices sleep; at the end of a run everybody stays.
-Owned by the run, read by everybody else. Must not know: devices, books, stages.
+to. Those whose way to the broker goes through a proxy of the simulator (`carried`) stand in
+`carried_links` by its port and their own, so that it is known whose bytes were damaged.
+`restless` is true while links drop and devices sleep; at the end of a run everybody stays. Owned by
+the run, read by everybody else. Must not know: what a device does, books, stages.
 """
 
 from __future__ import annotations
@@ -11,14 +13,18 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from device_sim.engine.link import Switchboard
 from device_sim.judge.histogram import Histogram
-from device_sim.language.scenario import Group
+
+if TYPE_CHECKING:
+    from device_sim.engine.device import Device
+    from device_sim.engine.device_link import DeviceLink
 
 
 class Surroundings:
-    """`report` takes what befell a device: its group and client id, `lost` or `failed`, and why."""
+    """`report` takes what befell a device: `lost` or `failed`, and why."""
 
     def __init__(self, run: int, seed: int, switchboard: Switchboard) -> None:
         self.run = run
@@ -34,12 +40,14 @@ class Surroundings:
         self.gate = asyncio.Semaphore(200)
         self.restless = True
         self.violations: dict[str, int] = {}
-        self.report: Callable[[Group, str, str, str], None] = _ignore
+        self.carried: set[str] = set()
+        self.carried_links: dict[tuple[int, int], tuple[Device, DeviceLink]] = {}
+        self.report: Callable[[Device, str, str], None] = _ignore
 
     def violation(self, what: str) -> None:
         """Count something that a broker may not do."""
         self.violations[what] = self.violations.get(what, 0) + 1
 
 
-def _ignore(group: Group, client_id: str, kind: str, words: str) -> None:
+def _ignore(device: Device, kind: str, words: str) -> None:
     """Nobody listens."""

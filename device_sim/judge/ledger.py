@@ -24,7 +24,9 @@ said in verdict.py.
 
 Readers come and go. `leave` and `back` of a watcher or a track say when, and whether the session
 was kept meanwhile: then what QoS 1 and 2 promise is owed across the gap, and a copy from before it
-may come once more without DUP. Publishers do, too: `interrupted`, `resend` and `give_up`.
+may come once more without DUP. Publishers do, too: `interrupted`, `resend` and `give_up`. Bytes
+that the scenario itself damages are nobody's fault: `harm` and `heal` of senders and watchers say
+from when to when, and what comes of it is `forgiven`, or unknown, see tracks.py.
 
 A track costs a fixed amount of memory: the next number, the counters, and at most ranges.MAX_RANGES
 holes. With more open holes the oldest counts as missing for good; an arrival from below it can be a
@@ -40,7 +42,7 @@ from typing import Final
 
 from device_sim.judge.histogram import Histogram
 from device_sim.judge.oracles import Wills
-from device_sim.judge.payload import HEADER_SIZE, LAYOUT, MAGIC
+from device_sim.judge.payload import HEADER_SIZE, LAYOUT, MAGIC, decode
 from device_sim.judge.tracks import Member, Sender, Share, Track, Whole, WillTrack, listed, put
 from device_sim.judge.verdict import Verdict
 
@@ -90,6 +92,8 @@ class Watcher:
         self.ledger = ledger
         self.index = index
         self.cut = False
+        self.harmed = False
+        """Bytes of its connection are damaged."""
         self.tracks: dict[bytes, Track] = {}
 
     def expect(self, topic: bytes, sender: Sender, stream: int, qos: int) -> Track:
@@ -134,6 +138,18 @@ class Watcher:
         for _, track in listed(self.tracks):
             track.back(kept)
 
+    def harm(self) -> None:
+        """Bytes of its connection are damaged from now on."""
+        self.harmed = True
+        for _, track in listed(self.tracks):
+            track.harm()
+
+    def heal(self) -> None:
+        """That connection is gone."""
+        self.harmed = False
+        for _, track in listed(self.tracks):
+            track.heal()
+
     def receive(
         self, topic: bytes, data: bytes, start: int, end: int, flags: int, now_ns: int
     ) -> None:
@@ -143,7 +159,7 @@ class Watcher:
         track = self.tracks.get(topic)
         if track is None:
             if topic not in ledger.unverified:
-                ledger.stray(FOREIGN_TOPIC)
+                self._foreign(data, start, end, flags)
             return
         sender = track.sender
         if not ledger.verify:
@@ -151,17 +167,17 @@ class Watcher:
             return
         if end - start < HEADER_SIZE:
             if end > start or not sender.clears:
-                self._corrupt(track)
+                self._corrupt(track, flags)
             return
         crc, magic, kind, stream, run, publisher, sequence, intended_ns, lag_us = _header(
             data, start
         )
         if _crc32(data[start + 4 : end]) != crc or magic != MAGIC or kind >> 4 != LAYOUT:
-            self._corrupt(track)
+            self._corrupt(track, flags)
             return
         if run != ledger.run:
             # Retained by an earlier run, and nobody has replaced it yet.
-            if not flags & _RETAIN or track.replay is None:
+            if not flags & _RETAIN:
                 track.unexpected += 1
                 ledger.stray(FOREIGN_RUN)
             return
@@ -169,8 +185,11 @@ class Watcher:
             beside = track.beside
             other = beside.get(publisher << 16 | stream) if beside is not None else None
             if other is None:
-                track.unexpected += 1
-                ledger.stray(WRONG_TOPIC)
+                if self._is_forgiven(data, start, end):
+                    ledger.forgiven += 1
+                else:
+                    track.unexpected += 1
+                    ledger.stray(WRONG_TOPIC)
                 return
             track = other
             sender = track.sender
@@ -194,14 +213,51 @@ class Watcher:
                 return sequence >= track.expected
             if track.retained(sequence):
                 return False
+        if self.harmed or track.sender.doubtful(track.stream, sequence):
+            self.ledger.forgiven += 1
+            return True
         track.unexpected += 1
         self.ledger.stray(RETAINED if flags & _RETAIN else WRONG_QOS)
         return True
 
-    def _corrupt(self, track: Track) -> None:
-        track.corrupt += 1
+    def _corrupt(self, track: Track, flags: int) -> None:
+        candidates = [track]
+        if track.beside is not None:
+            candidates += track.beside.values()
+        if self.harmed or (self.ledger.harmed and _any_blurred(candidates)):
+            self.ledger.forgiven += 1
+        elif flags & _RETAIN and _any_replay(candidates):
+            return  # no copy of a message that is on its way
+        else:
+            track.corrupt += 1
         # It takes the place of a message in a closed loop, which would wait for it otherwise.
         self._arrived(track.sender)
+
+    def _foreign(self, data: bytes, start: int, end: int, flags: int) -> None:
+        """A message on a topic that nobody of this run publishes to."""
+        ledger = self.ledger
+        if self._is_forgiven(data, start, end):
+            ledger.forgiven += 1
+            return
+        if flags & _RETAIN:
+            header = decode(data[start:end])
+            if header is None or header.run != ledger.run:
+                return  # what the topic retained before the run is nobody's fault
+        ledger.stray(FOREIGN_TOPIC)
+
+    def _is_forgiven(self, data: bytes, start: int, end: int) -> bool:
+        """Whether damage on purpose may have brought this to a topic where nobody expects it."""
+        ledger = self.ledger
+        if not ledger.harmed:
+            return False
+        if self.harmed:
+            return True
+        header = decode(data[start:end])
+        if header is None:
+            return ledger.senders_harmed()
+        if header.run != ledger.run or header.publisher >= len(ledger.senders):
+            return False
+        return ledger.senders[header.publisher].doubtful(header.stream, header.sequence)
 
     def _arrived(self, sender: Sender) -> None:
         sender.arrived += 1
@@ -210,13 +266,23 @@ class Watcher:
             self.ledger.ready.append(sender)
 
 
+def _any_blurred(tracks: list[Track]) -> bool:
+    return any(track.blurred() for track in tracks)
+
+
+def _any_replay(tracks: list[Track]) -> bool:
+    """Take a damaged retained message for the one that a subscription waits for, if any does."""
+    return any(track.replay is not None and track.replay.damaged() for track in tracks)
+
+
 class Ledger:
     """All senders and watchers of a run.
 
     `paced` says that messages have intended send times that differ from the actual ones;
     `ready` collects the senders whose messages arrived since the caller last emptied it;
     `unverified` are topics that may come to whom no track is kept for. Without `verify` arrivals
-    are counted and nothing is booked: that tells what the books cost (bench/ledger.py).
+    are counted and nothing is booked: that tells what the books cost (bench/ledger.py). Once bytes
+    were damaged on purpose (`harmed`), `forgiven` counts what came of it.
     """
 
     def __init__(self, run: int, paced: bool) -> None:
@@ -224,6 +290,8 @@ class Ledger:
         self.paced = paced
         self.verify = True
         self.received = 0
+        self.harmed = False
+        self.forgiven = 0
         self.senders: list[Sender] = []
         self.watchers: list[Watcher] = []
         self.shares: list[Share] = []
@@ -250,6 +318,10 @@ class Ledger:
         share = Share(name, len(self.shares))
         self.shares.append(share)
         return share
+
+    def senders_harmed(self) -> bool:
+        """Whether the bytes of any publisher were damaged so far."""
+        return any(sender.doubt is not None for sender in self.senders)
 
     def stray(self, reason: str) -> None:
         """Count an unexpected message by the reason why it is one."""
@@ -292,6 +364,8 @@ class Ledger:
         return verdict
 
     def _close(self, verdict: Verdict, track: Track, topic: bytes, prefix: str, cut: bool) -> None:
+        if track.doubt is not None:
+            self.forgiven += track.doubt.forgiven
         outcome, surplus = track.close(prefix + topic.decode("utf-8", "replace"), cut)
         verdict.add(outcome)
         verdict.stray(UNWELCOME_WILL if isinstance(track, WillTrack) else NEVER_SENT, surplus)

@@ -50,6 +50,11 @@ class Retained:
             self.floor = number
             self.held = number > self._cleared_after
 
+    def forget(self) -> None:
+        """Nobody can say any more what the topic retains."""
+        self.floor = 0
+        self.held = False
+
     def clear_sent(self) -> None:
         """An empty retained message went out: what was held may be gone."""
         self._cleared_after = self.newest
@@ -67,6 +72,7 @@ class Replay:
         self.stale = 0
         self.missing = 0
         self.received = 0
+        self.corrupt = 0
         self._retained = retained
         self._floor = 0
         self._owed = False
@@ -93,6 +99,24 @@ class Replay:
         if number < self._floor:
             self.stale += 1
         return True
+
+    def damaged(self) -> bool:
+        """A copy with a wrong check sum that is marked as retained; False: none is waited for.
+
+        It stands for what was owed, which isn't missing besides. Where nothing was, an earlier run
+        may have left it behind.
+        """
+        if not self._open:
+            return False
+        self.corrupt += self._owed
+        self._open = False
+        self._owed = False
+        return True
+
+    def waive(self) -> None:
+        """Damage on purpose: whatever comes, or doesn't, is right."""
+        self._owed = False
+        self._floor = 0
 
     def leave(self) -> None:
         """The connection ended: what hasn't come can't come."""

@@ -12,6 +12,11 @@ in what is owed:
 a session that had to keep it, or while the publisher's connection broke. Where outside can't know,
 a message is excused; what is told as lost was owed for certain.
 
+A scenario may damage the bytes of a connection. What that does to a message is in doubt (`Doubt`):
+on the tracks of that device, from the first message that had not arrived when it began to the last
+one that was sent when the connection ended, what is missing is excused, and what comes twice, late
+or damaged is forgiven.
+
 Several publishers may share a topic. The first track of a topic is found by it; those of the others
 stand `beside` it, by publisher and stream.
 
@@ -21,6 +26,24 @@ Pure, and of constant size for each track: see ranges.py. Called for each messag
 from device_sim.judge.oracles import Replay, Wills
 from device_sim.judge.ranges import Ranges
 from device_sim.judge.verdict import Outcome
+
+
+class Doubt:
+    """What damage on purpose makes uncertain about the numbers of a stream, or of a sender.
+
+    Both ends of a track may be damaged, hence `sources` counts. Everything below `end` is in doubt
+    for good, and while there are sources, everything is.
+    """
+
+    def __init__(self) -> None:
+        self.sources = 0
+        self.start = 0
+        self.end = 0
+        self.forgiven = 0
+
+    def covers(self, number: int) -> bool:
+        """Whether anything may have become of this message."""
+        return self.sources > 0 or number < self.end
 
 
 class Sender:
@@ -46,6 +69,7 @@ class Sender:
         self.resent: dict[int, Ranges] = {}
         self.clears = False
         self.tracks: list[Track] = []
+        self.doubt: Doubt | None = None
 
     def sent_on(self, stream: int) -> int:
         """How many messages of one stream were sent."""
@@ -69,6 +93,28 @@ class Sender:
         if self.qos == 0:
             for track in self.tracks:
                 track.excuse(track.edge(), self.sent_on(track.stream))
+
+    def harm(self) -> None:
+        """Bytes of its connection are damaged from now on."""
+        if self.doubt is None:
+            self.doubt = Doubt()
+        self.doubt.sources += 1
+        for track in self.tracks:
+            track.harm()
+
+    def heal(self) -> None:
+        """That connection is gone."""
+        doubt = self.doubt
+        if doubt is not None and doubt.sources:
+            doubt.sources -= 1
+            doubt.end = self.sent
+            for track in self.tracks:
+                track.heal()
+
+    def doubtful(self, stream: int, sequence: int) -> bool:
+        """Whether damage on purpose may have changed topic or flags of this message."""
+        doubt = self.doubt
+        return doubt is not None and doubt.covers(sequence * self.streams + stream)
 
     def acked_on(self, stream: int) -> int:
         """How many messages of one stream were acknowledged."""
@@ -118,12 +164,18 @@ class Track:
         self.as_published = False
         """The subscription keeps the RETAIN flag, so live and retained copies look the same."""
         self.beside: dict[int, Track] | None = None
+        self.doubt: Doubt | None = None
         self.excused: Ranges | None = None
         self._left_at = -1
         self._back_at = 0
 
     def excuse(self, start: int, end: int) -> None:
         """Nobody owes messages `start` up to, without, `end`; they may come all the same."""
+        doubt = self.doubt
+        if doubt is not None and doubt.sources:
+            # Ranges are appended in their order: what is in doubt before it comes along.
+            start = min(start, doubt.start)
+            doubt.start = max(doubt.start, end)
         if start >= end:
             return
         excused = self.excused
@@ -139,6 +191,43 @@ class Track:
     def edge(self) -> int:
         """The first message that may still be under way."""
         return self.expected
+
+    def harm(self) -> None:
+        """Bytes on its way are damaged from now on, at the publisher's end or at the reader's."""
+        doubt = self.doubt
+        if doubt is None:
+            doubt = self.doubt = Doubt()
+        if not doubt.sources:
+            doubt.start = self.edge()
+        doubt.sources += 1
+        if self.replay is not None:
+            self.replay.waive()
+
+    def heal(self) -> None:
+        """The connection whose bytes were damaged is gone: what is sent from now on is owed."""
+        doubt = self.doubt
+        if doubt is not None and doubt.sources:
+            doubt.sources -= 1
+            if not doubt.sources:
+                self._end_doubt(doubt)
+
+    def blurred(self) -> bool:
+        """Whether a damaged copy may be one of the messages in doubt."""
+        doubt = self.doubt
+        return doubt is not None and doubt.covers(self.edge())
+
+    def _end_doubt(self, doubt: Doubt) -> None:
+        """Whoever calls this has no source left, or is about to close the track."""
+        sent = self.sender.sent_on(self.stream)
+        self.excuse(doubt.start, sent)
+        doubt.end = max(doubt.end, sent)
+
+    def _forgives(self, sequence: int) -> bool:
+        doubt = self.doubt
+        if doubt is None or not doubt.covers(sequence):
+            return False
+        doubt.forgiven += 1
+        return True
 
     def leave(self) -> None:
         """The reader's connection, or its subscription, is gone or not there yet."""
@@ -174,11 +263,15 @@ class Track:
             return True
         if holes is not None:
             if holes.remove(sequence):
-                self.reordered += 1
+                if not self._forgives(sequence):
+                    self.reordered += 1
                 return True
             if sequence < holes.floor:
-                self.late += 1
+                if not self._forgives(sequence):
+                    self.late += 1
                 return False
+        if self._forgives(sequence):
+            return False
         self.duplicated += 1
         if not dup and sequence >= self._back_at:
             resent = self.sender.resent.get(self.stream)
@@ -196,6 +289,9 @@ class Track:
             return 0
         sender = self.sender
         sent = sender.sent_on(self.stream)
+        doubt = self.doubt
+        if doubt is not None and doubt.sources:
+            sent = min(sent, doubt.start)
         holes = self.holes
         if sent <= self.expected and (holes is None or not holes.size):
             return 0
@@ -217,6 +313,8 @@ class Track:
         """
         sender = self.sender
         sent = sender.sent_on(self.stream)
+        if self.doubt is not None and self.doubt.sources:
+            self._end_doubt(self.doubt)
         holes = self.holes if self.holes is not None else Ranges()
         missing = holes.clipped(sent)
         received = self.expected - holes.size - holes.folded
@@ -261,6 +359,7 @@ class Track:
         if self.replay is not None:
             self.replay.settle()
             outcome.stale = self.replay.stale
+            outcome.corrupt += self.replay.corrupt
             outcome.missing_retained = self.replay.missing
         return outcome, never_sent
 
@@ -301,6 +400,10 @@ class WillTrack(Track):
         self.sender.sent = self.wills.ended
         super().back(kept)
 
+    def heal(self) -> None:
+        self.sender.sent = self.wills.ended
+        super().heal()
+
     def arrive(self, sequence: int, dup: bool) -> bool:
         super().arrive(sequence, dup)
         # Made when its connection began, a will says nothing about latency.
@@ -317,7 +420,9 @@ class WillTrack(Track):
 
     def close(self, topic: str, cut: bool) -> tuple[Outcome, int]:
         wills = self.wills
-        sent = wills.ended
+        sent = self.sender.sent = wills.ended
+        if self.doubt is not None and self.doubt.sources:
+            self._end_doubt(self.doubt)
         if self._left_at >= 0 or cut:
             self.excuse(self.expected if cut else self._left_at, sent)
         holes = self.holes if self.holes is not None else Ranges()
@@ -394,6 +499,15 @@ class Member(Track):
         super().back(kept)
         self.whole.member_left(kept)
 
+    def harm(self) -> None:
+        self.whole.harm()
+
+    def heal(self) -> None:
+        self.whole.heal()
+
+    def blurred(self) -> bool:
+        return self.whole.blurred()
+
     def arrive(self, sequence: int, dup: bool) -> bool:
         whole = self.whole
         # That others are ahead in the stream is no disorder.
@@ -403,7 +517,7 @@ class Member(Track):
         if fresh:
             if sequence >= self.expected:
                 self.expected = sequence + 1
-            elif self.share.ordered:
+            elif self.share.ordered and not whole._forgives(sequence):
                 whole.reordered += 1
         return fresh
 

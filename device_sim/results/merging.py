@@ -95,9 +95,10 @@ def _add_requests(into: Result, other: Result) -> None:
 
 
 def _add_incidents(into: Result, other: Result) -> None:
-    into.incidents.lost_connections += other.incidents.lost_connections
     into.incidents.first_lost = into.incidents.first_lost or other.incidents.first_lost
-    into.incidents.skipped_offline += other.incidents.skipped_offline
+    for name in ("lost_connections", "skipped_offline", "damaged_pieces", "forgiven"):
+        total = getattr(into.incidents, name) + getattr(other.incidents, name)
+        setattr(into.incidents, name, total)
 
 
 def _joined_faults(results: list[Result]) -> list[Fault]:

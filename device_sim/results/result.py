@@ -221,6 +221,10 @@ class Incidents(Part):
     skipped_offline: int = Field(
         default=0, description="messages that came due while their device was offline"
     )
+    damaged_pieces: int = Field(default=0, description="of connections, by the scenario's network")
+    forgiven: int = Field(
+        default=0, description="odd arrivals and packets that this damage accounts for"
+    )
 
 
 def environment(loop: str) -> dict[str, Any]:

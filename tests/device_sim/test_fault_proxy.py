@@ -175,11 +175,18 @@ async def test_corruption_turns_over_single_bits_and_a_seed_repeats_it() -> None
 async def test_directions_have_conditions_of_their_own() -> None:
     async with bench() as made:
         client = await made.client()
+        ports: list[int] = []
+        made.proxy.on_damage = ports.append
         made.proxy.change(Conditions(corrupt=1.0), Conditions())
+        # The first piece, which says who connects, is spared.
         client.transport.write(bytes(8))
         await until(lambda: len(client.received) == 8)
+        assert client.received == bytes(8)
+        client.transport.write(bytes(8))
+        await until(lambda: len(client.received) == 16)
         assert made.proxy.corrupted == 1
-        assert client.received == made.served[0].received != bytes(8)
+        assert client.received == made.served[0].received != bytes(16)
+        assert ports == [client.transport.get_extra_info("sockname")[1]]
 
 
 async def test_nothing_passes_a_cut_not_even_an_end_and_all_of_it_does_afterwards() -> None:

@@ -26,7 +26,7 @@ GOLDEN = """\
        0.003 0.700000000000          3           3.33
        0.003 0.750000000000          3           4.00
       10.000 1.000000000000          4
-#[Mean    =        2.501, StdDeviation   =        4.319]
+#[Mean    =        2.501, StdDeviation   =        4.336]
 #[Max     =       10.000, Total count    =            4]
 #[Buckets =           34, SubBuckets     =          128]
 """

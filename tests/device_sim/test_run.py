@@ -493,3 +493,48 @@ stages:
     assert result.verdict.broken_off == "interrupted"
     assert result.totals["qos1"]["received"] == result.totals["qos1"]["sent"] > 10
     assert [stage.name for stage in result.stages] == ["connect", "go"]
+
+
+DAMAGE = """
+scenario: damage
+seed: 3
+groups:
+  - name: bad
+    count: 3
+    session_expiry: 1h
+    offline: keep
+    reconnect: {first: 20ms, most: 100ms}
+    will: {topic: "gone/{id}", qos: 1}
+    publish:
+      - {topic: "x/{id}", qos: [0, 1, 2], rate: 100}
+      - {topic: "y/{id}", qos: 1, rate: 50, retain: true}
+    subscribe: [{filters: ["ok/#", "y/#"], qos: 2}]
+  - {name: good, count: 2, publish: [{topic: "ok/{id}", qos: [1, 2], rate: 100}]}
+  - {name: reader, subscribe: [{filters: ["x/#", "y/#", "ok/#", "gone/#"], qos: 2}]}
+stages:
+  - {name: connect, actions: [connect: {}]}
+  - name: go
+    duration: 900ms
+    actions: [publish: {}, network: {groups: [bad], at: 100ms, duration: 500ms, corrupt: 0.1}]
+"""
+
+
+async def test_what_the_scenario_damages_is_not_the_brokers_fault() -> None:
+    async with broker() as app:
+        run, result = await run_on(app, scenario(DAMAGE))
+    assert_good(result)
+    pieces = result.incidents.damaged_pieces
+    assert pieces > 3
+    assert result.incidents.forgiven + result.totals["all"]["unknown"] > 0
+    assert set(run.harmed) <= {"bad-00000", "bad-00001", "bad-00002"}
+    fault = next(each for each in result.faults if each.kind == "network")
+    assert fault.detail == f"corrupt 10.00% bad: {pieces} pieces damaged"
+    assert fault.devices == len(run.harmed) > 0
+    assert f"{pieces} pieces were damaged on purpose" in result.warnings[0]
+    # Between those whose connections were left alone everything is as always.
+    (reader,) = [device.watcher for device in run.everybody if device.group.name == "reader"]
+    assert reader is not None
+    for topic in (b"ok/good-00000", b"ok/good-00001"):
+        track = reader.tracks[topic]
+        assert (track.expected, track.doubt) == (track.sender.sent, None)
+        assert track.sender.sent > 80

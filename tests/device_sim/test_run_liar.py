@@ -255,3 +255,34 @@ def test_how_many_workers(text: str, capsys: pytest.CaptureFixture[str]) -> None
         main(["run", "smart-home", "--workers", text])
     assert ended.value.code == 2
     assert "is not auto, and no number up to 64" in capsys.readouterr().err
+
+
+ELSEWHERE = """  - {name: bystander, version: "3.1.1"}
+stages:
+  - {name: connect, actions: [connect: {timeout: 30s}]}
+  - {name: fault, actions: [FAULT]}
+  - {name: go, actions: [publish: {count: 40}]}
+"""
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "pause: {groups: [bystander], duration: 10ms}",
+        "network: {groups: [bystander], duration: 10ms, delay: 1ms}",
+    ],
+)
+def test_a_fault_excuses_nobody_who_did_not_stand_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    lies = Lies()
+    lies.hang_up = {10}
+    groups = TEXT.partition("stages:")[0].format(port=0, qos=1, reconnect="null")
+    file = tmp_path / "elsewhere.yaml"
+    file.write_text(groups + ELSEWHERE.replace("FAULT", fault))
+    with lying(lies) as port:
+        code = main(["run", str(file), "-p", str(port), "--quiet", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert code == 3, result["verdict"]
+    assert result["verdict"]["broken_off"].startswith("device-0000")
+    assert "connection lost" in [each["kind"] for each in result["faults"]]
