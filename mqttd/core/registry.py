@@ -170,7 +170,7 @@ class Registry(Router):
         session.will = connect.will  # [MQTT-3.1.2-7]
         session.expiry_interval = expiry
         was_durable = session.durable
-        session.durable = session.expiry_interval > 0
+        session.set_durable(session.expiry_interval > 0)
         if session.durable or was_durable:
             session.stored = True
             barrier = self.journal.record(journal.SESSION_SAVE, client_id)

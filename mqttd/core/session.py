@@ -100,6 +100,11 @@ class Context:
         if self.watcher is not None:
             self.watcher.outcome(kind, client_id, message, "")
 
+    def handed(self, group: SharedGroup, session: "Session", message: Message) -> None:
+        """Write down which member of a shared group has got a message."""
+        if self.watcher is not None:
+            self.watcher.handed(group.title, session.client_id, message)
+
     def want_page(self, queue: Queue, session: "Session | None", group: SharedGroup | None) -> None:
         """Ask the store for what comes next in a queue's tail."""
         queue.wanting = True
@@ -164,7 +169,6 @@ class Session(Subscriber):
         self.deadline: object = None  # the broker's one timer entry for it
         self.duels: int = 0  # take-overs since duel_at
         self.duel_at: float = 0.0
-        self.durable: bool = False  # outlives its connection: its promises are journalled
         self.stored: bool = False  # the store has, or will have, rows of it
         self.resumed: bool = False  # the last CONNECT found it here: Session Present
         self.barrier: int = 0  # batch that the next answer about the session waits for
@@ -181,6 +185,15 @@ class Session(Subscriber):
         self.replays: list[Replay] | None = None
         self.runnable: bool = False  # stands in context.runnable
         self.waiting: bool = False  # stands in context.waiting
+
+    def set_durable(self, durable: bool) -> None:
+        """Whether it outlives its connection; its groups count on that."""
+        if durable == self.durable:
+            return
+        self.durable = durable
+        if self.grouped is not None:
+            for group in self.grouped:
+                group.lasting += 1 if durable else -1
 
     # Delivering.
 

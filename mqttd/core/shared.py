@@ -88,6 +88,7 @@ def _distribute(group: SharedGroup, message: Message, now: float, context: Conte
         link = session.link
         assert link is not None
         retain = message.retain and member.retain_as_published
+        context.handed(group, session, message)
         link.through = group
         session.deliver(message, 0, retain, member.identifier_block, now)
         link.through = None
@@ -96,8 +97,7 @@ def _distribute(group: SharedGroup, message: Message, now: float, context: Conte
     if message.barrier <= context.journal.committed and group.queue is None:
         member = _next_member(group, message, True)
         if member is not None:
-            if group.policy is not None and message.qos and is_durable(group):
-                # What is in a queue outlives the consumer that has it, and the broker.
+            if _outlives(group, member, message):
                 _number(group, context)
                 context.journal.add(group.number, delivery)
             _assign(group, member, delivery, now)
@@ -310,6 +310,7 @@ def _assign(group: SharedGroup, member: Subscription, delivery: Delivery, now: f
         delivery.lent = True
     if not delivery.lent:
         context.journal.settle(group.number, delivery)
+    context.handed(group, session, message)
     session.adopt(delivery, now)
     let_go(message)
 
@@ -413,12 +414,16 @@ def _number(group: SharedGroup, context: Context) -> None:
 
 def is_durable(group: SharedGroup) -> bool:
     """A group's queue is as durable as its most durable member."""
-    for member in group.members:
-        session = member.subscriber
-        assert isinstance(session, Session)
-        if session.durable:
-            return True
-    return False
+    return group.lasting > 0
+
+
+def _outlives(group: SharedGroup, member: Subscription, message: Message) -> bool:
+    """Whether a message stays the group's while a member has it: then it outlives that member, and
+    the broker. At QoS 1 only: at QoS 2 no other member may get what one has begun."""
+    if not is_durable(group) or member.subscriber.durable:
+        return False
+    qos = message.qos if message.qos < member.qos else member.qos
+    return qos == 1
 
 
 def _drop(group: SharedGroup, delivery: Delivery, reason: str, context: Context) -> None:

@@ -41,6 +41,7 @@ class Subscriber:
 
     def __init__(self, client_id: str) -> None:
         self.client_id = client_id
+        self.durable: bool = False  # outlives its connection: its promises are journalled
 
 
 class Subscription:
@@ -124,6 +125,7 @@ class SharedGroup:
         self.cursor = 0
         self.queue: object | None = None
         self.number = 0  # in the journal; 0 while nothing of the group was ever written
+        self.lasting = 0  # members that are durable
         self.policy: SharePolicy | None = None  # set where the group isn't like all others
         self.served: Subscriber | None = None  # of an exclusive group
         self.outstanding: object | None = None  # the delivery that the next one waits for
@@ -141,6 +143,8 @@ class SharedGroup:
         if place < 0:
             self._places[subscription.subscriber] = len(self.members)
             self.members.append(subscription)
+            if subscription.subscriber.durable:
+                self.lasting += 1
             return None
         previous = self.members[place]
         self.members[place] = subscription
@@ -156,6 +160,8 @@ class SharedGroup:
         if place < 0:
             return None
         del self._places[subscriber]
+        if subscriber.durable:
+            self.lasting -= 1
         if self.served is subscriber:
             self.served = None
         gone = self.members[place]

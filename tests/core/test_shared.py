@@ -10,7 +10,7 @@ from mqttd.core.message import Message
 from mqttd.core.packets import Puback, Publish
 from mqttd.core.session import Session
 from mqttd.core.settings import DROP_NEWEST, DROP_OLDEST
-from mqttd.core.shared import dissolve, distribute, give_back, pull, queue_of
+from mqttd.core.shared import dissolve, distribute, give_back, is_durable, pull, queue_of
 from mqttd.core.trie import SharedGroup
 from tests.core.rig import FRAME, Rig, make_message, packets, payloads, publishes, sent, waiting
 from tests.core.vectors import untimed
@@ -372,7 +372,7 @@ def test_a_group_is_as_durable_as_its_most_durable_member() -> None:
     group = make_group(rig, fleeting, lasting)
     spread(rig, group, b"1")
     assert rig.journal.empty()
-    lasting.durable = True
+    lasting.set_durable(True)
     spread(rig, group, b"2")
     batch = rig.journal.take()
     assert batch is not None
@@ -381,6 +381,34 @@ def test_a_group_is_as_durable_as_its_most_durable_member() -> None:
         (j.DELIVERY_ADD, "", "", group.number),
     ]
     assert group.number not in (0, fleeting.number, lasting.number)
+
+
+def test_a_group_knows_whether_one_of_its_members_lasts() -> None:
+    rig = Rig(durable=True)
+    first, second = rig.session("a", durable=True), rig.session("b")
+    group = make_group(rig, first, second)
+    rig.join(second, "t", 1, "g")  # again: it counts once
+    assert group.lasting == 1
+    second.set_durable(True)
+    second.set_durable(True)
+    assert group.lasting == 2
+    group.leave(first)
+    assert group.lasting == 1
+    second.set_durable(False)
+    assert not is_durable(group)
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_what_a_transient_member_has_is_still_the_groups_at_qos_1(qos: int) -> None:
+    # [MQTT-4.8.2-5] at QoS 2 nobody else may get it
+    rig = Rig(durable=True)
+    fleeting, lasting = rig.session("a"), rig.session("b", durable=True, online=False)
+    group = make_group(rig, fleeting, lasting)
+    spread(rig, group, b"1", qos=qos)
+    batch = rig.journal.take()
+    added = [] if batch is None else [op.number for op in batch.ops if op.kind == j.DELIVERY_ADD]
+    assert added == ([group.number] if qos == 1 else [])
+    assert payloads(fleeting) == [b"1"]
 
 
 def test_a_message_changes_its_owner_when_it_is_handed_out() -> None:

@@ -65,6 +65,26 @@ def test_the_count_survives_a_crash_that_is_counted_for_nobody(tmp_path: Path, e
                 assert once_more.rows("SELECT count(*) FROM deliveries") == [(0,)]
 
 
+def test_a_plain_group_keeps_what_a_transient_member_has_for_one_that_lasts(tmp_path: Path) -> None:
+    with Disk(tmp_path / "a.db") as disk:
+        consumer(disk, "lasting", 3600).drop()
+        fleeting = consumer(disk, "fleeting", 0)
+        publisher = disk.client("p")
+        for payload in (b"1", b"2"):
+            publisher.publish("t", payload, 1)
+        disk.commit()
+        assert len([each for each in publisher.recv() if isinstance(each, Puback)]) == 2
+        first, second = fleeting.messages()
+        fleeting.send(Puback(first.packet_id))
+        disk.commit()
+        with disk.crash() as again:
+            lasting = again.client("lasting", clean=False, expiry=3600)
+            again.commit()
+            assert [each.payload for each in lasting.messages()] == [second.payload]
+            again.commit()
+            assert again.rows("SELECT count(*) FROM deliveries") == [(0,)]
+
+
 def test_a_count_is_no_damage(tmp_path: Path) -> None:
     with Disk(tmp_path / "a.db") as disk:
         govern(disk)
