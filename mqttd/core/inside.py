@@ -24,7 +24,7 @@ _FULL: Final = 1 << 62  # bytes: above any bound for what a reader that lags may
 
 class Arrival:
     """One message that came. `packet_id` is 0 at QoS 0, `number` where the store has none that
-    stays."""
+    stays; so often other members of a shared group left it unfinished: `redeliveries`."""
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class Arrival:
         packet_id: int,
         dup: bool,
         number: int = 0,
+        redeliveries: int = 0,
     ) -> None:
         self.message = message
         self.qos = qos
@@ -41,6 +42,7 @@ class Arrival:
         self.packet_id = packet_id
         self.dup = dup
         self.number = number
+        self.redeliveries = redeliveries
 
 
 class Inside(Link):
@@ -67,14 +69,16 @@ class Inside(Link):
         identifiers: bytes,
         now: float,
     ) -> bool:
-        number = 0
+        number = redeliveries = 0
         session = self.session
         if packet_id and session is not None:
             delivery = session.window.get(packet_id)
             # What comes through a group gets another number each time that a member begins it.
             if delivery is not None and delivery.group is None:
                 number = delivery.serial
-        self.inbox.append(Arrival(message, qos, retain, packet_id, dup, number))
+            elif delivery is not None:
+                redeliveries = delivery.redeliveries
+        self.inbox.append(Arrival(message, qos, retain, packet_id, dup, number, redeliveries))
         if not self.awake:
             self.awake = True
             self._woken.append(self)

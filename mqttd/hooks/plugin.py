@@ -240,10 +240,11 @@ class Received:
 
     `number` is the same whenever the client gets this message, after a restart as well, and is
     never that of another. It is 0 where there is no such number: at QoS 0, for a client or a broker
-    that keeps nothing, and for what came by a shared subscription.
+    that keeps nothing, and for what came by a shared subscription. `redeliveries` counts how many
+    members of such a one had the message before and left it unfinished.
     """
 
-    __slots__ = ("_acknowledge", "duplicate", "message", "number")
+    __slots__ = ("_acknowledge", "duplicate", "message", "number", "redeliveries")
 
     def __init__(
         self,
@@ -251,10 +252,12 @@ class Received:
         duplicate: bool,
         acknowledge: Callable[[int], None],
         number: int = 0,
+        redeliveries: int = 0,
     ) -> None:
         self.message = message
         self.duplicate = duplicate  # it was sent before, perhaps to an earlier process
         self.number = number
+        self.redeliveries = redeliveries
         self._acknowledge = acknowledge
 
     def ack(self, reason: int = spec.SUCCESS) -> None:

@@ -295,6 +295,7 @@ class _Arrived(Received):
         )
         self.duplicate = arrival.dup
         self.number = arrival.number
+        self.redeliveries = arrival.redeliveries
         self._packet_id = arrival.packet_id
         self._inner = inner
         self._session = inner.session

@@ -88,6 +88,22 @@ def test_no_more_than_the_receive_maximum_is_out_at_once() -> None:
     assert balanced(h)
 
 
+def test_it_sees_how_often_others_of_its_group_left_a_message_unfinished() -> None:
+    h = Harness()
+    first, second = enter(h, "first"), enter(h, "second")
+    for inside in (first, second):
+        subscribe(h, inside, "$share/g/t")
+    h.client("s").publish("t", b"x", 1)
+    (got,) = first.take()
+    assert got.redeliveries == 0
+    h.broker.leave_inside(first, h.now)
+    h.flush()
+    (again,) = second.take()
+    assert (again.message.payload, again.redeliveries, again.dup) == (b"x", 1, False)
+    second.settle(again.packet_id, spec.SUCCESS, h.now)
+    assert balanced(h)
+
+
 def test_a_refusal_is_counted_as_one() -> None:
     h = Harness()
     inside = enter(h)

@@ -277,6 +277,20 @@ async def test_a_client_inside_gets_what_it_subscribes_to() -> None:
             await inside.subscribe("a/#/b")
 
 
+async def test_a_client_inside_sees_the_redeliveries_of_a_shared_subscription() -> None:
+    async with serving() as (made, services):
+        first, second = [await services.client(name) for name in ("first", "second")]
+        for inside in (first, second):
+            await inside.subscribe("$share/g/t")
+        sender = await made.client()
+        sender.publish("t", b"x", 1)
+        await made.turn()
+        assert [each.redeliveries for each in await first.take()] == [0]
+        first.close()
+        await made.turn()
+        assert [each.redeliveries for each in await second.take()] == [1]
+
+
 async def test_all_that_came_is_taken_at_once_until_the_client_is_closed() -> None:
     async with serving() as (made, services):
         inside = await services.client("in")
