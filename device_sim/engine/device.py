@@ -31,7 +31,7 @@ from device_sim.engine.client import CLOSED, Client
 from device_sim.engine.device_link import DeviceLink
 from device_sim.engine.feed import Feed
 from device_sim.engine.link import ConnectionEnded, Link
-from device_sim.engine.plan import FILTERS_A_PACKET, VERSIONS
+from device_sim.engine.plan import FILTERS_A_PACKET, VERSIONS, UsageError
 from device_sim.engine.proxy import reset
 from device_sim.engine.subscriptions import Subscription
 from device_sim.engine.surroundings import Surroundings
@@ -156,10 +156,11 @@ class Device:
             around.switchboard.attach(feed, link)
         begun_ns = time.monotonic_ns()
         host, port = around.addresses[self.group.name]
+        tls = around.tls[self.group.name]
         try:
             async with asyncio.timeout(timeout_s):
                 transport, _ = await around.switchboard.loop.create_connection(
-                    lambda: link, host, port, ssl=around.tls[self.group.name]
+                    lambda: link, host, port, ssl=tls.context(self.names) if tls else None
                 )
                 if self.group.name in around.carried:
                     here = int(transport.get_extra_info("sockname")[1])
@@ -173,7 +174,7 @@ class Device:
         except TimeoutError:
             client.error = f"no CONNACK within {timeout_s:g} s"
             raise ConnectionEnded(f"{client.client_id}: {client.error}") from None
-        except OSError as error:
+        except (OSError, UsageError) as error:
             client.error = str(error)
             raise ConnectionEnded(f"{client.client_id}: {error}") from None
         assert isinstance(packet, Connack)

@@ -10,12 +10,12 @@ the run, read by everybody else. Must not know: what a device does, books, stage
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from device_sim.engine.link import Switchboard
+from device_sim.engine.tls import GroupTls
 from device_sim.judge.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Surroundings:
         self.connect_times = Histogram()
         self.connect_timeout_s = 10.0
         self.addresses: dict[str, tuple[str, int]] = {}
-        self.tls: dict[str, ssl.SSLContext | None] = {}
+        self.tls: dict[str, GroupTls | None] = {}
         self.gate = asyncio.Semaphore(200)
         self.restless = True
         self.violations: dict[str, int] = {}

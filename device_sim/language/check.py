@@ -29,7 +29,7 @@ from device_sim.language.naming import (
     filter_fault,
     topic_fault,
 )
-from device_sim.language.scenario import Group, Paced, PublishEntry, RequestEntry, Scenario
+from device_sim.language.scenario import Group, Paced, PublishEntry, RequestEntry, Scenario, Tls
 
 Loc = tuple[int | str, ...]
 Fault = tuple[Loc, str, str, str]
@@ -38,6 +38,8 @@ RESERVED_TAGS: Final = TOPIC_PARTS | {"stream", "seq"}
 OPEN_ENDED: Final = ("publish", "slow_reader", "pause", "network")
 _RUN: Final = "0" * 8
 _SHORT_ID: Final = 23
+_TOLD: Final = 3
+"""So many files that can't be read are named."""
 
 
 def second_look(scenario: Scenario) -> Iterator[Fault]:
@@ -101,9 +103,6 @@ def _ids(scenario: Scenario) -> Iterator[Fault]:
 
 def _launch(scenario: Scenario) -> Iterator[Fault]:
     broker = scenario.broker
-    if broker.tls is not None:
-        files = (broker.tls.ca, broker.tls.cert, broker.tls.key)
-        yield from _tls_files(("broker", "tls"), files)
     launch = broker.start
     if launch is None:
         return
@@ -116,16 +115,12 @@ def _launch(scenario: Scenario) -> Iterator[Fault]:
             yield ("broker", "start", "files", name), f"found {name!r}", "a plain file name", ""
 
 
-def _tls_files(here: Loc, files: tuple[str | None, str | None, str | None]) -> Iterator[Fault]:
-    for key, file in zip(("ca", "cert", "key"), files, strict=True):
-        if file is None:
-            continue
-        try:
-            with open(file, "rb"):
-                pass
-        except OSError as error:
-            reason = error.strerror or str(error)
-            yield (*here, key), f"can't read {file!r}", "a readable PEM file", reason
+def _why_unreadable(file: str) -> str:
+    try:
+        with open(file, "rb"):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _stage(scenario: Scenario, stage: Stage, here: Loc) -> Iterator[Fault]:
@@ -240,8 +235,36 @@ class _Look:
             yield from self._text(group.will.topic, (*here, "topic"), topic_fault)
             yield from self._text(group.will.payload, (*here, "payload"), None)
         if group.tls is not None:
-            files = (group.tls.ca, group.tls.cert, group.tls.key)
-            yield from _tls_files(self.at("tls"), files)
+            yield from self._tls(group.tls, self.at("tls"))
+        elif self.scenario.broker.tls is not None:
+            yield from self._tls(self.scenario.broker.tls, ("broker", "tls"))
+
+    def _tls(self, tls: Tls, here: Loc) -> Iterator[Fault]:
+        if tls.ca is not None and (reason := _why_unreadable(tls.ca)):
+            yield (*here, "ca"), f"can't read {tls.ca!r}", "a readable PEM file", reason
+        for key, text in (("cert", tls.cert), ("key", tls.key)):
+            if text is None:
+                continue
+            place = (*here, key)
+            known = (TOPIC_PARTS - {"run"}) | self.tags
+            wrong = list(self._template(text, place, known, lambda name: ""))
+            if wrong:
+                yield from wrong
+                continue
+            files = dict.fromkeys(self._files(Template(text)))
+            reasons = {file: reason for file in files if (reason := _why_unreadable(file))}
+            if reasons:
+                first = ", ".join(repr(file) for file in list(reasons)[:_TOLD])
+                more = f" and {len(reasons) - _TOLD} more" if len(reasons) > _TOLD else ""
+                reason = next(iter(reasons.values()))
+                yield place, f"can't read {first}{more}", "readable PEM files", reason
+
+    def _files(self, template: Template) -> Iterator[str]:
+        """The file of each device."""
+        group = self.group
+        pattern = Template(group.id)
+        for index in range(group.count if template.parts else 1):
+            yield Names(_RUN, group.name, index, pattern, group.tags).render(template)
 
     def _version(self) -> Iterator[Fault]:
         """What exists in MQTT 5 only."""

@@ -65,6 +65,8 @@ def _broker(settings: Settings) -> dict[str, Any]:
     if settings.tls:
         files = {"ca": settings.cafile, "cert": settings.certfile, "key": settings.keyfile}
         broker["tls"] = {key: os.path.abspath(file) for key, file in files.items() if file}
+        for key in {"cert", "key"} & broker["tls"].keys():
+            broker["tls"][key] = _literal(broker["tls"][key])
         if settings.insecure:
             broker["tls"]["insecure"] = True
     return broker

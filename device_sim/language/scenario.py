@@ -30,6 +30,7 @@ from device_sim.language.content import Content, PayloadSize
 from device_sim.language.shapes import (
     Devices,
     FileName,
+    FileTemplate,
     Name,
     Node,
     Number,
@@ -65,9 +66,9 @@ class Tls(Node):
 
     ca: FileName | None = None
     """PEM file with the authority; absent: the system's."""
-    cert: FileName | None = None
-    """PEM file with the devices' certificate."""
-    key: FileName | None = None
+    cert: FileTemplate | None = None
+    """PEM file with the devices' certificate; a template, as ids are: each device may have one."""
+    key: FileTemplate | None = None
     insecure: bool = False
     """Verify nothing."""
 

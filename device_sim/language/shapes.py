@@ -110,6 +110,14 @@ def _file(value: object, info: ValidationInfo) -> str:
     return os.path.join(base, value)
 
 
+def _file_template(value: object, info: ValidationInfo) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise refuse("the name of a file, or a template of one")
+    context = info.context
+    base = context.get("base", "") if isinstance(context, dict) else ""
+    return os.path.join(base.replace("{", "{{").replace("}", "}}"), value)
+
+
 def _devices(value: object, info: ValidationInfo) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_DEVICES:
         raise refuse(f"a whole number from 1 to {MAX_DEVICES}")
@@ -141,6 +149,7 @@ Devices = Annotated[
     WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_DEVICES}),
 ]
 FileName = Annotated[str, BeforeValidator(_file), WithJsonSchema({"type": "string"})]
+FileTemplate = Annotated[str, BeforeValidator(_file_template), WithJsonSchema({"type": "string"})]
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(gt=0, le=1)]
 Number = Annotated[float, Field(ge=-1e15, le=1e15)]

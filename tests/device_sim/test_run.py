@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from device_sim.engine.plan import UsageError
 from device_sim.engine.run import Run
 from device_sim.engine.run_result import remarks, run_result
 from device_sim.judge.thresholds import parse as terms
@@ -15,6 +17,7 @@ from device_sim.language.scenario import Scenario
 from device_sim.results.result import Result
 from mqttd.app import App
 from tests.net.kit import loopback, running, until
+from tests.tls import Authority
 
 DRAIN = "drain: 10s\n"
 
@@ -538,3 +541,50 @@ async def test_what_the_scenario_damages_is_not_the_brokers_fault() -> None:
         track = reader.tracks[topic]
         assert (track.expected, track.doubt) == (track.sender.sent, None)
         assert track.sender.sent > 80
+
+
+CERTIFICATES = """
+scenario: certificates
+broker: {tls: {ca: ca.pem}}
+groups:
+  - name: device
+    count: 2
+    id: "device-{index}"
+    tls: {ca: ca.pem, cert: "ca-{id}.crt", key: "ca-{group}-{index}.key"}
+    publish: [{topic: "x/{id}", qos: 1, size: 64}]
+  - name: back-end
+    id: back-end
+    tls: {ca: ca.pem, cert: ca-back-end.crt, key: ca-back-end.key}
+    subscribe: [{filters: ["x/#"], qos: 1}]
+stages:
+  - {name: connect, actions: [connect: {}]}
+  - {name: go, actions: [publish: {count: 5}]}
+  - {name: while somebody looks, duration: 200ms}
+"""
+
+
+async def test_each_device_has_a_certificate_of_its_own(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("server", "localhost")
+    tls = {"cert": str(certificate), "key": str(key), "client_cert": "required"}
+    listener = loopback(tls={**tls, "client_ca": str(authority.file)})
+    for name in ("device-0", "device-1", "back-end"):
+        authority.issue(name, name)
+    file = tmp_path / "certificates.yaml"
+    file.write_text(CERTIFICATES)
+    owners: dict[str, str | None] = {}
+
+    async with running({"listeners": [listener]}) as app:
+
+        async def look(run: Run) -> None:
+            await until(lambda: len(app.broker.sessions) == 3 or bool(run.broken_off))
+            owners.update({name: each.owner for name, each in app.broker.sessions.items()})
+
+        _, result = await run_on(app, load(file), look)
+    assert_good(result)
+    assert owners == {name: name for name in ("device-0", "device-1", "back-end")}
+    assert result.totals["qos1"]["received"] == 2 * 5
+
+    Path(tmp_path, "ca-device-1.key").write_bytes(Path(tmp_path, "ca-device-0.key").read_bytes())
+    with pytest.raises(UsageError, match=r"certificates of device: .*ca-device-1\.crt: .*MISMATCH"):
+        Run(load(file), lambda sample: None)

@@ -1,9 +1,12 @@
 """What is wrong with a scenario is said with its place, its path, and what was expected."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from device_sim.language.load import ScenarioError, parse
 from tests.device_sim.scenarios import entry, group, problems, tree
 
 TEXT = """\
@@ -296,6 +299,8 @@ REQUEST = {"topic": "c/{target}", "targets": "sensor", "response": "r/{id}", "ev
         (tree(groups=[group(tls={"ca": "/none.pem"})]), "groups[0].tls.ca"),
         (tree(groups=[group(tls={"key": "/none.pem"})]), "groups[0].tls"),
         (tree(broker={"tls": {"cert": "/none.pem"}}), "broker.tls.cert"),
+        (tree(groups=[group(tls={"cert": "/{run}.pem"})]), "groups[0].tls.cert"),
+        (tree(groups=[group(tls={"cert": "/{id"})]), "groups[0].tls.cert"),
         (tree(broker={"start": {"command": ["mqttd"]}}), "broker.start"),
         (
             tree(broker={"start": {"command": ["x", "{port}"], "files": {"../a": ""}}}),
@@ -394,3 +399,17 @@ def test_an_action_without_an_end_is_fine_beside_one_that_has_one() -> None:
     assert problems(tree(stages=[{"name": "a", "actions": actions}])) == []
     assert problems(tree(stages=[{"name": "a", "actions": [{"publish": {"count": 5}}]}])) == []
     assert problems(tree(stages=[{"name": "a", "actions": [{"publish": {"duration": 5}}]}])) == []
+
+
+def test_the_first_three_certificates_that_are_missing_are_named(tmp_path: Path) -> None:
+    (tmp_path / "{a}").mkdir()
+    for name in ("0", "2"):
+        (tmp_path / "{a}" / f"{name}.pem").write_text("x")
+    changed = tree(groups=[group(count=7, tls={"cert": "{index}.pem"})])
+    with pytest.raises(ScenarioError) as caught:
+        parse(yaml.safe_dump(changed), "s.yaml", tmp_path / "{a}")
+    (problem,) = caught.value.problems
+    where = tmp_path / "{a}"
+    named = ", ".join(repr(f"{where}/{number}.pem") for number in (1, 3, 4))
+    assert problem.found == f"can't read {named} and 2 more"
+    assert problem.hint == "No such file or directory"
