@@ -59,7 +59,10 @@ class AccessConfig(BridgeConfig):
 
 
 class Access:
-    """What was read from the files, and which address is next. Shared by all connections."""
+    """What was read from the files, and which address is next. Shared by all connections.
+
+    `password` is text; who needs bytes sends it as UTF-8.
+    """
 
     def __init__(self, config: AccessConfig, port: int) -> None:
         """Reads files: not for the loop's thread. `port` is the protocol's. ValueError."""

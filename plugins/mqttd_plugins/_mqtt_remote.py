@@ -48,6 +48,7 @@ from mqttd_plugins._bridge.remote import (
     Retry,
 )
 from mqttd_plugins._bridge.rules import Rule
+from mqttd_plugins._bridge_access import Access
 from mqttd_plugins._mqtt_client import (
     MQTT5,
     MQTT311,
@@ -56,7 +57,7 @@ from mqttd_plugins._mqtt_client import (
     open_connection,
     told,
 )
-from mqttd_plugins._mqtt_config import Config, address_of
+from mqttd_plugins._mqtt_config import Config
 
 _START: Final = "start"
 _BACKLOG: Final = 1000  # PUBLISH that wait for room, until reading is paused
@@ -94,7 +95,6 @@ class Remembered:
         self.filters = filters  # of the subscriptions there
         self.packet_ids: dict[int, int] = {}  # of what is unacknowledged there, by the item's seq
         self.taken: set[int] = set()
-        self.attempt = 0  # which address comes next
         self._arrivals = arrivals
         self._origin = origin
         self._start = int(arrivals.get(_START) or b"0") + 1
@@ -145,14 +145,12 @@ class MqttRemote(Remote):
         self,
         config: Config,
         client_id: str,
-        password: bytes | None,
-        tls: ssl.SSLContext | None,
+        access: Access,
         remembered: Remembered,
     ) -> None:
         self._config = config
         self._client_id = client_id
-        self._password = password
-        self._tls = tls
+        self._access = access
         self._remembered = remembered
         self._version = MQTT5 if config.version == 5 else MQTT311
         self._connection: MqttConnection | None = None
@@ -166,38 +164,40 @@ class MqttRemote(Remote):
         self._may_retain = True
 
     async def connect(self) -> None:
-        config = self._config
-        address = config.addresses[self._remembered.attempt % len(config.addresses)]
-        self._remembered.attempt += 1
-        host, port = address_of(address, 1883 if config.tls is None else 8883)
         try:
-            self._connection = await open_connection(
-                host,
-                port,
-                self._version,
-                self._arrived,
-                self._tls,
-                None if config.tls is None else config.tls.server_name,
-            )
-        except ssl.SSLCertVerificationError as error:
-            raise Refused(f"{address}: its certificate: {error.verify_message}") from None
-        except OSError as error:
-            raise Retry(f"{address}: {error.strerror or error}") from None
-        try:
-            connack = await self._connection.connect(self._hello())
-        except Lost as lost:
-            raise Retry(f"{address}: {lost}") from None
-        if connack.reason:
-            words = _WORDS_OF_3.get(connack.reason) or told(connack.reason, connack.properties)
-            failure = Retry if connack.reason in _WILL_WORK_LATER else Refused
-            raise failure(f"{address} refuses the connection: {words}")
-        self._remembered.attempt -= 1  # it serves: the same one next time
+            connack = await self._open()
+        except Failure:
+            self._access.failed()
+            raise
         if not connack.session_present:
             self._remembered.forget()
         properties = connack.properties
         self._max_qos = 1 if properties.maximum_qos is None else min(properties.maximum_qos, 1)
         self._may_retain = properties.retain_available != 0
         await self._forget_subscriptions()
+
+    async def _open(self) -> packets.Connack:
+        config, access = self._config, self._access
+        host, port = access.address
+        where = f"{host}:{port}"
+        name = None if config.tls is None else config.tls.server_name
+        try:
+            self._connection = await open_connection(
+                host, port, self._version, self._arrived, access.tls, name
+            )
+        except ssl.SSLCertVerificationError as error:
+            raise Refused(f"{where}: its certificate: {error.verify_message}") from None
+        except OSError as error:
+            raise Retry(f"{where}: {error.strerror or error}") from None
+        try:
+            connack = await self._connection.connect(self._hello())
+        except Lost as lost:
+            raise Retry(f"{where}: {lost}") from None
+        if connack.reason:
+            words = _WORDS_OF_3.get(connack.reason) or told(connack.reason, connack.properties)
+            failure = Retry if connack.reason in _WILL_WORK_LATER else Refused
+            raise failure(f"{where} refuses the connection: {words}")
+        return connack
 
     async def _forget_subscriptions(self) -> None:
         """Take back what no rule asks for any more."""
@@ -213,7 +213,7 @@ class MqttRemote(Remote):
                 filters.delete(name)
 
     def _hello(self) -> packets.Connect:
-        config = self._config
+        config, password = self._config, self._access.password
         properties = PacketProperties()
         if self._version == MQTT5:
             properties.session_expiry_interval = int(config.session_expiry)
@@ -224,7 +224,7 @@ class MqttRemote(Remote):
             keep_alive=config.keep_alive,
             client_id=self._client_id,
             username=config.username,
-            password=self._password,
+            password=None if password is None else password.encode(),
             properties=properties,
             bridge=config.bridge_bit,
         )

@@ -10,12 +10,11 @@ Must not know: packets (`_mqtt_client`), what becomes of an item (`_mqtt_remote`
 
 from __future__ import annotations
 
-import ssl
-
 from mqttd.api import BrokerServices
 from mqttd_plugins._bridge.plugin import BridgePlugin
 from mqttd_plugins._bridge.remote import Remote
-from mqttd_plugins._mqtt_config import Config, read_files
+from mqttd_plugins._bridge_access import Access
+from mqttd_plugins._mqtt_config import Config
 from mqttd_plugins._mqtt_remote import MqttRemote, Remembered
 
 
@@ -27,15 +26,14 @@ class BridgeMqtt(BridgePlugin[Config]):
     def __init__(self, config: Config, broker: BrokerServices) -> None:
         super().__init__(config, broker)
         self._remembered: Remembered | None = None
-        self._password: bytes | None = None
-        self._tls: ssl.SSLContext | None = None
+        self._access: Access | None = None
 
     async def check(self) -> None:
         await super().check()
-        await self.broker.run_blocking(read_files, self.config)
+        await self.broker.run_blocking(_prepare, self.config)
 
     async def start(self) -> None:
-        self._password, self._tls = await self.broker.run_blocking(read_files, self.config)
+        self._access = await self.broker.run_blocking(_prepare, self.config)
         await super().start()
 
     async def prepare(self) -> None:
@@ -46,5 +44,10 @@ class BridgeMqtt(BridgePlugin[Config]):
     def remote(self) -> Remote:
         config = self.config
         client_id = config.remote_client_id or f"{self.broker.name}-{self.origin}"
+        assert self._access is not None
         assert self._remembered is not None
-        return MqttRemote(config, client_id, self._password, self._tls, self._remembered)
+        return MqttRemote(config, client_id, self._access, self._remembered)
+
+
+def _prepare(config: Config) -> Access:
+    return Access(config, 1883 if config.tls is None else 8883)

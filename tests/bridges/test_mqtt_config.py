@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mqttd_plugins._mqtt_config import Config, address_of, read_files
+from mqttd_plugins._mqtt_config import Config
 
 from mqttd.config import ConfigError, load_config
 from mqttd.hooks.loader import prepare
@@ -58,41 +58,6 @@ def test_what_is_refused(more: dict[str, Any], said: str) -> None:
 )
 def test_what_is_no_loop(more: dict[str, Any]) -> None:
     assert config(**more).all_rules()
-
-
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [
-        ("far", ("far", 1883)),
-        ("far:18830", ("far", 18830)),
-        ("192.0.2.1", ("192.0.2.1", 1883)),
-        ("[2001:db8::1]", ("2001:db8::1", 1883)),
-        ("[2001:db8::1]:99", ("2001:db8::1", 99)),
-    ],
-)
-def test_addresses(address: str, expected: tuple[str, int]) -> None:
-    assert address_of(address, 1883) == expected
-
-
-@pytest.mark.parametrize("address", ["", ":1883", "far:", "far:x", "far:65536", "far:-1"])
-def test_what_is_no_address(address: str) -> None:
-    with pytest.raises(ValueError, match="is no address"):
-        address_of(address, 1883)
-
-
-def test_files_that_are_no_good_are_named(tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    empty.write_text("\n")
-    missing = str(tmp_path / "missing")
-    rest: dict[str, Any] = {"topics": ["#"], "username": "u"}
-    with pytest.raises(ValueError, match="empty: expected a password"):
-        read_files(config(**rest, password_file=str(empty)))
-    with pytest.raises(ValueError, match=r"missing: No such file"):
-        read_files(config(**rest, password_file=missing))
-    with pytest.raises(ValueError, match=r"missing: no certificates"):
-        read_files(config(**rest, tls={"ca": missing}))
-    with pytest.raises(ValueError, match=r"empty: no certificate with its key"):
-        read_files(config(**rest, tls={"cert": str(empty)}))
 
 
 def test_a_mistake_is_told_with_its_line(tmp_path: Path) -> None:

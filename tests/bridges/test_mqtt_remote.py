@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 from mqttd_plugins._bridge.remote import Failure, Item, Poison, Refused, Retry
+from mqttd_plugins._bridge_access import Access
 from mqttd_plugins._mqtt_config import Config
 from mqttd_plugins._mqtt_remote import MqttRemote, Remembered
 
@@ -92,12 +93,13 @@ class Side:
     def __init__(self, port: int, *rules: dict[str, Any], **more: Any) -> None:
         tree_ = {"addresses": [f"127.0.0.1:{port}"], "rules": list(rules) or [out("#")], **more}
         self.config = Config.model_validate(tree_)
+        self.access = Access(self.config, 1883)
         services = StandIn("up")
         self.remembered = Remembered(services.table("f"), services.table("a"), "me")
         self.answers: list[tuple[int, Failure | None]] = []
 
     def remote(self) -> MqttRemote:
-        return MqttRemote(self.config, "bridge", None, None, self.remembered)
+        return MqttRemote(self.config, "bridge", self.access, self.remembered)
 
     def item(self, seq: int, topic: str = "t", qos: int = 1, payload: bytes = b"x") -> Item:
         rule = self.config.all_rules()[0]
@@ -269,7 +271,7 @@ async def test_an_address_that_answers_not_is_followed_by_the_next() -> None:
     async with played() as server:
         side = Side(server.port)
         dead, alive = "127.0.0.1:1", f"127.0.0.1:{server.port}"
-        side.config = side.config.model_copy(update={"addresses": [dead, alive]})
+        side.access = Access(side.config.model_copy(update={"addresses": [dead, alive]}), 1883)
         with pytest.raises(Retry, match=dead):
             await side.remote().connect()
         remote = side.remote()
