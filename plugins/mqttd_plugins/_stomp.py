@@ -2,7 +2,7 @@
 
 Owns: the escapes, the framing, heartbeats, receipts. A frame with a receipt is a future here: it
 has a result when the server has done what the frame asks, and an exception when the server refuses
-it or the connection ends.
+it or the connection ends. Frames of one turn of the loop leave in one write.
 
 After an ERROR frame the server closes the connection; which frame was at fault it says by
 `receipt-id`, if that frame asked for a receipt.
@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, cast
 
-Headers = Iterable[tuple[str, str]]
+Headers = Sequence[tuple[str, str]]
 
 _ESCAPES: Final = {"\\": "\\\\", "\r": "\\r", "\n": "\\n", ":": "\\c"}
 _TABLE: Final = str.maketrans(_ESCAPES)
@@ -29,6 +29,7 @@ _UNESCAPES: Final = {"\\": "\\", "r": "\r", "n": "\n", "c": ":"}
 _PLAIN: Final = frozenset({"CONNECT", "CONNECTED"})
 """Frames without escapes, since STOMP 1.0 reads them."""
 _LARGEST_HEAD: Final = 1 << 20
+_WRITE: Final = 1 << 16  # bytes that don't wait for the end of the turn
 
 
 class StompError(Exception):
@@ -52,17 +53,38 @@ class Frame:
 
 def encoded(command: str, headers: Headers, body: bytes = b"") -> bytes:
     """A frame as bytes. ValueError for a header that no STOMP frame can hold."""
-    lines = [command]
-    plain = command in _PLAIN
+    lines = [f"{name}:{value}\n" for name, value in headers]
+    head = "".join(lines)
+    if not _is_plain(head, len(lines)):
+        head = _escaped(headers, command in _PLAIN)
+    if body:
+        head += f"content-length:{len(body)}\n"
+    return b"".join((command.encode(), b"\n", head.encode(), b"\n", body, b"\0"))
+
+
+def _is_plain(head: str, count: int) -> bool:
+    """Whether so many headers hold nothing but what separates them, so that all are sound."""
+    return (
+        head.count(":") == head.count("\n") == count
+        and not head.startswith(":")
+        and "\n:" not in head
+        and "\\" not in head
+        and "\r" not in head
+        and "\0" not in head
+    )
+
+
+def _escaped(headers: Headers, plain: bool) -> str:
+    lines: list[str] = []
     for name, value in headers:
         if "\0" in name or "\0" in value or not name:
             raise ValueError(f"header {name!r}: STOMP holds neither NUL nor an empty name")
         lines.append(
-            f"{name}:{value}" if plain else f"{name.translate(_TABLE)}:{value.translate(_TABLE)}"
+            f"{name}:{value}\n"
+            if plain
+            else f"{name.translate(_TABLE)}:{value.translate(_TABLE)}\n"
         )
-    if body:
-        lines.append(f"content-length:{len(body)}")
-    return b"".join(("\n".join(lines).encode(), b"\n\n", body, b"\0"))
+    return "".join(lines)
 
 
 class Frames:
@@ -167,6 +189,8 @@ class StompConnection(asyncio.Protocol):
         self._connected.add_done_callback(_seen)
         self._receipts: dict[str, asyncio.Future[None]] = {}
         self._last = 0
+        self._frames_out: list[bytes] = []
+        self._bytes_out = 0
         self._heard_at = 0.0
         self._beats: list[asyncio.TimerHandle] = []
         self._writable = asyncio.Event()
@@ -214,6 +238,10 @@ class StompConnection(asyncio.Protocol):
         """Write a frame that nobody waits for. ValueError."""
         self._write(encoded(command, headers, body))
 
+    def write(self, frame: bytes) -> None:
+        """Write a frame of `encoded`."""
+        self._write(frame)
+
     def ask(self, command: str, headers: Headers, body: bytes = b"") -> asyncio.Future[None]:
         """Write a frame with a receipt. The future has a StompError if it comes to nothing."""
         self._last += 1
@@ -234,6 +262,7 @@ class StompConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """End it at once. What the server hasn't confirmed it may have done or not."""
+        self._flush()
         self._over(StompError("closed"))
         if self._transport is not None:
             self._transport.abort()
@@ -291,8 +320,20 @@ class StompConnection(asyncio.Protocol):
             self._transport.close()
 
     def _write(self, data: bytes) -> None:
-        if not self.lost.done() and self._transport is not None:
-            self._transport.write(data)
+        if self.lost.done():
+            return
+        if not self._frames_out:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._frames_out.append(data)
+        self._bytes_out += len(data)
+        if self._bytes_out >= _WRITE:
+            self._flush()
+
+    def _flush(self) -> None:
+        frames, self._frames_out = self._frames_out, []
+        self._bytes_out = 0
+        if frames and not self.lost.done() and self._transport is not None:
+            self._transport.write(b"".join(frames))
 
     def _over(self, error: StompError) -> None:
         """The connection is over: everybody who waits hears why."""

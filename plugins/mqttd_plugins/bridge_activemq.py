@@ -5,11 +5,11 @@ answer means; how a destination is consumed. It works with ActiveMQ Classic and,
 nothing but STOMP, with Artemis.
 
 Outward, what waits is sent in transactions: ActiveMQ writes each persistent message to its journal
-before it goes on to the next, but a transaction as a whole. One transaction is under way at a time,
-since a server that refuses one frame may still do the next, and order would be lost. The messages
-are done when the commit has its receipt. After a refusal ActiveMQ ends the connection and doesn't
-say which message it was about; so the messages of that transaction are sent again with a receipt
-for each, and each waits for the one before it.
+before it goes on to the next, but a transaction as a whole. A transaction is filled while the one
+before it is being committed, and is committed after that: a server that refuses one frame may still
+do the next, and order would be lost. The messages are done when the commit has its receipt. After a
+refusal ActiveMQ ends the connection and doesn't say which message it was about; so the messages of
+what was unanswered are sent again with a receipt for each, and each waits for the one before it.
 
 Inward, a destination is consumed with a prefetch and individual acknowledgements; a subscription to
 a topic lasts if it has a name.
@@ -21,8 +21,8 @@ targets are dead-lettered.
 
 Must not know: what the core does with an answer.
 
-Invariants: no more than one transaction is unanswered; an item is answered only by the receipt of
-its transaction or by the ERROR that names it.
+Invariants: no more than one commit is unanswered, and no more than one transaction is open; an item
+is answered only by the receipt of its transaction or by the ERROR that names it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from mqttd_plugins._bridge.remote import (
 )
 from mqttd_plugins._bridge.rules import Rule
 from mqttd_plugins._bridge_access import Access, AccessConfig
-from mqttd_plugins._stomp import Frame, StompConnection, StompError
+from mqttd_plugins._stomp import Frame, StompConnection, StompError, encoded
 
 ALL_HEADERS: Final = "mqtt-user-properties"
 KEY: Final = "mqttd-key"
@@ -69,6 +69,7 @@ _USER: Final = "mqtt-user-"
 _KINDS: Final = ("/queue/", "/topic/")
 _MANY: Final = frozenset(",?*>")
 """What makes more than one destination of a name, or gives it options."""
+_TARGETS: Final = 10_000  # whose destination is remembered
 _LONGEST: Final = 65535  # bytes of a string in MQTT
 _MEANT: Final = frozenset(
     {
@@ -193,6 +194,9 @@ class ActiveMQRemote(Remote):
         self._intake: Intake | None = None
         self._rules: dict[str, ActiveMQRule] = {}  # by the id of the subscription
         self._transactions = 0
+        self._open: dict[str, set[str]] = {}  # ids of each transaction that isn't confirmed
+        self._commit: asyncio.Future[None] | None = None  # the last one that was asked for
+        self._destinations: dict[tuple[str, str], str] = {}  # by the rule's place and the target
 
     async def connect(self) -> None:
         config, access = self._config, self._access
@@ -207,6 +211,7 @@ class ActiveMQRemote(Remote):
             self._connection = await StompConnection.open(
                 host, port, self._arrived, largest=config.max_message_size, tls=access.tls
             )
+            self._connection.lost.add_done_callback(self._lost)
             await self._connection.connect(said, float(config.heartbeat))
         except ssl.SSLCertVerificationError as error:
             access.failed()
@@ -228,39 +233,63 @@ class ActiveMQRemote(Remote):
         assert connection is not None
         if connection.lost.done():
             return  # the items go on the next one
-        sendable: list[tuple[Item, list[tuple[str, str]]]] = []
-        for item in items:
-            try:
-                sendable.append((item, self._headers(item)))
-            except Poison as poison:
-                done(item, poison)
-        if not sendable:
-            return
-        ids = {item.id for item, _ in sendable}
         self._transactions += 1
         transaction = str(self._transactions)
-        connection.send("BEGIN", [("transaction", transaction)])
         try:
-            for item, headers in sendable:
-                headers.append(("transaction", transaction))
-                if item.id in self._suspects:
-                    await self._send_alone(connection, item, headers, done)
-                else:
-                    connection.send("SEND", headers, item.payload)
-                    await connection.room()
-            await connection.ask("COMMIT", [("transaction", transaction)])
+            sent = await self._fill(connection, transaction, items, done)
         except StompError:
-            if connection.lost.done() and connection.lost.result().refused:
-                self._suspect(ids)
             return
-        for id in ids:
-            self._suspects.pop(id, None)
-        for item, _ in sendable:
-            done(item, None)
+        if not sent:
+            return
+        if self._commit is not None:
+            await asyncio.wait([self._commit])  # which leaves it alone when this is cancelled
+        if connection.lost.done():
+            return
 
-    def _suspect(self, ids: set[str]) -> None:
-        """One of these was refused. What is dead-lettered is never confirmed, so old ones go."""
-        self._suspects.update(dict.fromkeys(ids))
+        def committed(commit: asyncio.Future[None]) -> None:
+            if commit.exception() is None:
+                for id in self._open.pop(transaction):
+                    self._suspects.pop(id, None)
+                for item in sent:
+                    done(item, None)
+
+        self._commit = connection.ask("COMMIT", [("transaction", transaction)])
+        self._commit.add_done_callback(committed)
+
+    async def _fill(
+        self, connection: StompConnection, transaction: str, items: Sequence[Item], done: Done
+    ) -> list[Item]:
+        """Send items in a transaction; those that are in it. StompError ends it."""
+        sent: list[Item] = []
+        ids: set[str] = set()
+        for item in items:
+            try:
+                headers = self._headers(item, transaction)
+                frame = encoded("SEND", headers, item.payload)
+            except Poison as poison:
+                done(item, poison)
+                continue
+            except ValueError as error:
+                done(item, Poison(str(error)))
+                continue
+            if not sent:
+                connection.send("BEGIN", [("transaction", transaction)])
+                self._open[transaction] = ids
+            sent.append(item)
+            ids.add(item.id)
+            if item.id in self._suspects:
+                await self._send_alone(connection, item, headers, done)
+            else:
+                connection.write(frame)
+                await connection.room()
+        return sent
+
+    def _lost(self, lost: asyncio.Future[StompError]) -> None:
+        """After a refusal, one of what was unanswered is at fault."""
+        if not lost.cancelled() and lost.result().refused:
+            for ids in self._open.values():
+                self._suspects.update(dict.fromkeys(ids))
+        # What is dead-lettered is never confirmed, so old ones go.
         while len(self._suspects) > 2 * self.batch:
             del self._suspects[next(iter(self._suspects))]
 
@@ -279,19 +308,28 @@ class ActiveMQRemote(Remote):
                 done(item, Retry(f"ActiveMQ refuses {item.target!r}: {error}"))
             raise
 
-    def _headers(self, item: Item) -> list[tuple[str, str]]:
+    def _headers(self, item: Item, transaction: str) -> list[tuple[str, str]]:
         """The headers of the SEND. Poison for what ActiveMQ could never take."""
         assert isinstance(item.rule, ActiveMQRule)
         largest = self._config.max_message_size
         if len(item.payload) > largest:
             raise Poison(f"too large: {len(item.payload)} bytes, and max_message_size is {largest}")
-        headers = [("destination", destination_of(item)), *sent_headers(item, time.time())]
+        headers = [
+            ("destination", self._destination(item)),
+            ("transaction", transaction),
+            *sent_headers(item, time.time()),
+        ]
         if item.rule.group:
             headers.append(("JMSXGroupID", item.key))
-        for name, value in headers:
-            if "\0" in name or "\0" in value or not name:
-                raise Poison("a header of STOMP holds neither NUL nor an empty name")
         return headers
+
+    def _destination(self, item: Item) -> str:
+        known = self._destinations.get((item.place, item.target))
+        if known is None:
+            if len(self._destinations) >= _TARGETS:
+                self._destinations.clear()
+            known = self._destinations[item.place, item.target] = destination_of(item)
+        return known
 
     # Inward.
 

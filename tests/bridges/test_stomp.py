@@ -33,7 +33,7 @@ def fed(data: bytes, step: int = 0) -> list[Frame]:
     st.integers(0, 7),
 )
 def test_frames_come_back_as_they_went(sent: list[tuple[dict[str, str], bytes]], step: int) -> None:
-    data = b"\n".join(encoded("SEND", headers.items(), body) for headers, body in sent)
+    data = b"\n".join(encoded("SEND", list(headers.items()), body) for headers, body in sent)
     got = fed(data, step)
     assert [frame.body for frame in got] == [body for _, body in sent]
     for frame, (headers, body) in zip(got, sent, strict=True):
