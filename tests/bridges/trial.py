@@ -227,7 +227,7 @@ async def trial(
     ]
     killed: Counter[str] = Counter()
     try:
-        async with asyncio.timeout(PATIENCE + messages / 50):
+        async with asyncio.timeout(PATIENCE + messages / 10):
             for number in range(kills):
                 due = 2 * messages * (number + 1) // (kills + 1)
                 while len(out.arrived) + len(back.arrived) < due:
@@ -256,7 +256,7 @@ async def trial(
         for work in (*senders, *readers):
             work.cancel()
         await asyncio.gather(*senders, *readers, return_exceptions=True)
-        await node.kill()
+        await node.discard()
         await far.kill()
     wrong = out.wrong(True) + back.wrong(far.IDS_IN)
     for ledger in (out, back):
