@@ -11,7 +11,6 @@ or nothing.
 
 from __future__ import annotations
 
-import re
 from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -26,10 +25,8 @@ from mqttd.api import (
     Undelivered,
     matches,
     validate_topic_filter,
-    validate_topic_name,
 )
-
-_PLACES: Final = ("{reason}", "{topic}")
+from mqttd_plugins import _letter_topics
 
 Reason = Literal[
     "expired",
@@ -46,12 +43,6 @@ USUAL: Final[list[Reason]] = [
 ]
 
 
-def filled(template: str, reason: str, topic: str) -> str:
-    """The topic of a dead letter."""
-    values = dict(zip(_PLACES, (reason, topic), strict=True))
-    return re.sub(r"\{\w+\}", lambda place: values.get(place[0], place[0]), template)
-
-
 class Config(PluginConfig):
     topic: str = "$dlq/{reason}/{topic}"
     """Where dead letters go; `{reason}` and the `{topic}` of the message are filled in."""
@@ -65,14 +56,9 @@ class Config(PluginConfig):
     @model_validator(mode="after")
     def _topics(self) -> Self:
         try:
-            validate_topic_name(filled(self.topic, "reason", "topic"))
-        except ProtocolError as error:
-            raise ValueError(
-                "topic: expected a topic, in which only {reason} and {topic} are filled in:"
-                f" {error.detail}"
-            ) from None
-        if self.topic.startswith("$SYS"):
-            raise ValueError("topic: $SYS belongs to the broker")
+            _letter_topics.check(self.topic, ("reason", "topic"))
+        except ValueError as error:
+            raise ValueError(f"topic: {error}") from None
         try:
             validate_topic_filter(self.filter)
         except ProtocolError as error:
@@ -99,10 +85,8 @@ class DeadLetters(Plugin[Config]):
         message = undelivered.message
         if undelivered.reason not in config.reasons or not matches(config.filter, message.topic):
             return None
-        topic = filled(config.topic, undelivered.reason, message.topic)
-        try:
-            validate_topic_name(topic)
-        except ProtocolError:  # longer than a topic may be
+        topic = _letter_topics.fill(config.topic, reason=undelivered.reason, topic=message.topic)
+        if topic is None:
             self.broker.count("unpublishable")
             return None
         self.broker.count(undelivered.reason)

@@ -41,8 +41,8 @@ from mqttd.api import (
     Undelivered,
     reason_codes,
     validate_topic_filter,
-    validate_topic_name,
 )
+from mqttd_plugins import _letter_topics
 
 PREFIX: Final = "$queue/"
 LOOK_S: Final = 5.0
@@ -50,7 +50,6 @@ LOOK_S: Final = 5.0
 
 _SHARE: Final = re.compile(r"\$share/\$queue\.([^/]+)/(.+)", re.DOTALL)
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_PLACES: Final = ("{queue}", "{reason}", "{topic}")
 
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=f"^{_NAME.pattern}$")]
@@ -79,16 +78,10 @@ class Options(PluginConfig):
     @model_validator(mode="after")
     def _topic(self) -> Self:
         if self.dead_letter_topic is not None:
-            sample = filled(self.dead_letter_topic, "queue", "reason", "topic")
-            if sample.startswith("$SYS"):
-                raise ValueError("dead_letter_topic: $SYS belongs to the broker")
             try:
-                validate_topic_name(sample)
-            except ProtocolError as error:
-                raise ValueError(
-                    f"dead_letter_topic: expected a topic, in which only {', '.join(_PLACES)} are"
-                    f" filled in: {error.detail}"
-                ) from None
+                _letter_topics.check(self.dead_letter_topic, ("queue", "reason", "topic"))
+            except ValueError as error:
+                raise ValueError(f"dead_letter_topic: {error}") from None
         return self
 
     @property
@@ -162,12 +155,6 @@ class Queue:
 def share_of(name: str, topic_filter: str) -> str:
     """The shared subscription of a queue."""
     return f"$share/$queue.{name}/{topic_filter}"
-
-
-def filled(template: str, queue: str, reason: str, topic: str) -> str:
-    """A topic for dead letters."""
-    values = dict(zip(_PLACES, (queue, reason, topic), strict=True))
-    return re.sub(r"\{\w+\}", lambda place: values.get(place[0], place[0]), template)
 
 
 class Queues(Plugin[Config]):
@@ -333,9 +320,15 @@ class Queues(Plugin[Config]):
         if queue is None or queue.options.dead_letter_topic is None:
             return None
         message = undelivered.message
-        topic = filled(
-            queue.options.dead_letter_topic, queue.name, undelivered.reason, message.topic
+        topic = _letter_topics.fill(
+            queue.options.dead_letter_topic,
+            queue=queue.name,
+            reason=undelivered.reason,
+            topic=message.topic,
         )
+        if topic is None:
+            self.broker.count("unpublishable")
+            return None
         self.broker.count("dead_letters")
         return message.replace(
             topic=topic, qos=max(message.qos, 1), retain=False, expires_in_s=None

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mqttd_plugins.dead_letters import USUAL, Config, DeadLetters, filled
+from mqttd_plugins.dead_letters import USUAL, Config, DeadLetters
 from pydantic import ValidationError
 
 import mqttd
@@ -58,11 +58,6 @@ def test_what_is_no_configuration(values: dict[str, Any], says: str) -> None:
 def test_any_reason_that_the_broker_knows_may_be_asked_for() -> None:
     made, _ = plugin(reasons=sorted(UNDELIVERED))
     assert made.undelivered == UNDELIVERED
-
-
-def test_a_topic_is_filled_in_once() -> None:
-    assert filled("x/{reason}/{topic}", "r", "{reason}/b") == "x/r/{reason}/b"
-    assert filled("x/{other}", "r", "t") == "x/{other}"
 
 
 def test_a_letter_waits_and_is_not_retained() -> None:

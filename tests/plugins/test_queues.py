@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mqttd_plugins.queues import Config, Queues, filled
+from mqttd_plugins.queues import Config, Queues
 from pydantic import ValidationError
 
 import mqttd
@@ -62,11 +62,6 @@ async def started(**values: Any) -> tuple[Queues, StandIn]:
 def test_what_is_no_configuration(values: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         config(**values)
-
-
-def test_a_dead_letter_topic_is_filled_in_once() -> None:
-    assert filled("d/{queue}/{reason}/{topic}", "q", "{topic}", "t/u") == "d/q/{topic}/t/u"
-    assert filled("d/{other}", "q", "r", "t") == "d/{other}"
 
 
 async def test_every_option_becomes_the_policy_of_the_group() -> None:
