@@ -29,10 +29,16 @@ def mosquitto(place: Path, authority: Authority | None) -> Iterator[int]:
         yield from _mosquitto(place, authority, port)
 
 
-def _mosquitto(place: Path, authority: Authority | None, port: int) -> Iterator[int]:
+def mosquitto_program() -> str:
+    """Where it is; a test that needs it is skipped without it."""
     program = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if program is None:
         pytest.skip("mosquitto is not installed: apt-get install mosquitto")
+    return program
+
+
+def _mosquitto(place: Path, authority: Authority | None, port: int) -> Iterator[int]:
+    program = mosquitto_program()
     lines = [f"listener {port} 127.0.0.1", "allow_anonymous true", "max_queued_messages 0"]
     if authority is not None:
         certificate, key = authority.issue("server", "localhost")

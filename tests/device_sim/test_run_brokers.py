@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from device_sim.cli import main
-from tests.device_sim.test_brokers import Serve, mosquitto, mqttd
+from tests.device_sim.test_brokers import Serve, mosquitto, mosquitto_program, mqttd
 from tests.tls import Authority
 
 MIXED = """
@@ -115,3 +115,61 @@ def test_a_broker_that_is_killed_under_two_workers_keeps_what_it_acknowledged(
     assert [stage["name"] for stage in result["stages"]][:2] == ["connect", "killed"]
     # What both of them saw is on the time line once.
     assert [fault["kind"] for fault in result["faults"]].count("kill_broker") == 2
+
+
+STOPPED = """
+scenario: a mosquitto that comes back
+drain: 2s
+broker:
+  start:
+    command: [PROGRAM, -c, "{dir}/mosquitto.conf"]
+    timeout: 30s
+    files:
+      mosquitto.conf: |
+        listener {port} 127.0.0.1
+        allow_anonymous true
+        persistence true
+        persistence_location {dir}/
+        max_queued_messages 0
+profiles:
+  # Mosquitto 2.0.11 keeps no session over a restart that began with Clean Start.
+  kept: {clean_start: false, session_expiry: 1h, reconnect: {first: 50ms, most: 200ms}}
+groups:
+  - name: device
+    profile: kept
+    count: 2
+    publish: [{topic: "x/{id}", qos: [1, 2], rate: 100}]
+  - {name: away, profile: kept, subscribe: [{filters: ["x/#"], qos: 2}]}
+stages:
+  - {name: connect, actions: [connect: {}]}
+  - {name: away, actions: [disconnect: {groups: [away]}]}
+  - {name: queue, actions: [publish: {count: 20}]}
+  - {name: settle, actions: [wait: {groups: [device], until: settled}]}
+  - {name: stop, actions: [kill_broker: {signal: SIGNAL}, restart_broker: {at: 100ms}]}
+  - {name: back, actions: [connect: {groups: [away]}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("signal", "code", "received", "lost", "sessions"),
+    [("term", 0, 40, 0, 0), ("kill", 1, 0, 40, 3)],
+)
+def test_mosquitto_keeps_what_is_queued_when_it_is_stopped_and_not_when_it_is_killed(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    signal: str,
+    code: int,
+    received: int,
+    lost: int,
+    sessions: int,
+) -> None:
+    program = mosquitto_program()
+    file = tmp_path / "stopped.yaml"
+    file.write_text(STOPPED.replace("PROGRAM", program).replace("SIGNAL", signal))
+    assert main(["run", str(file), "--quiet", "--json"]) == code
+    result = json.loads(capsys.readouterr().out)
+    totals = result["totals"]["all"]
+    assert (totals["sent"], totals["received"], totals["lost"]) == (40, received, lost)
+    assert sum(result["violations"].values()) == sessions
+    assert all(what.startswith("session lost") for what in result["violations"])
+    assert [fault["kind"] for fault in result["faults"]][1:] == ["kill_broker", "restart_broker"]
