@@ -37,7 +37,7 @@ _BRACKETS: Final = re.compile(rb'\\.|["\[\]{}]', re.DOTALL)
 _LIMIT: Final = Limit()
 
 
-class SchemaProblem(Exception):
+class SchemaProblem(ValueError):
     """A file that holds no usable schema; the text says where and why."""
 
 

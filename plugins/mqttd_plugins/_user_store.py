@@ -13,14 +13,13 @@ a second, since an editor may still be writing it; half a file must not throw ou
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
-from pydantic import Field
-
-from mqttd.api import BrokerServices, Duration, FilePath, PluginConfig, Timer, reason_codes
-from mqttd_plugins._files import FileWatch
-from mqttd_plugins._user_file import Entry, UserFileError, is_open_to_all
+from mqttd.api import BrokerServices, FilePath, PluginConfig, reason_codes
+from mqttd_plugins._files import Followed, Interval
+from mqttd_plugins._user_file import Entry, is_open_to_all
 
 T = TypeVar("T")
 
@@ -32,7 +31,7 @@ class UserFileConfig(PluginConfig):
 
     file: FilePath
     """The file; `mqttd passwd` writes it."""
-    poll: Duration = Field(default=2.0, ge=0)
+    poll: Interval = 2.0
     """How often the file is looked at, and read again if it has changed; 0 for never."""
     disconnect: bool = True
     """Whether who is taken out of the file, or has another entry there, is disconnected."""
@@ -57,47 +56,25 @@ class UserStore(Generic[T]):
         self._config = config
         self._read = read
         self._replaced = replaced
-        self._watch = FileWatch(broker, [], 0, self._changed)
-        self._settling: Timer | None = None
+        self._files: Followed[dict[str, Entry[T]]] = Followed(
+            broker, "users", self._replace, _SETTLE_S
+        )
 
     async def load(self, config: UserFileConfig) -> None:
         """Read the file that `config` names; from then on it is looked at."""
-        watch = FileWatch(self._broker, [config.file], config.poll, self._changed)
-        await watch.start()
-        try:
-            entries = await self._broker.run_blocking(self._read, config.file)
-        except BaseException:
-            watch.stop()
-            raise
+        read = partial(self._read, config.file)
+        entries = await self._files.follow([config.file], config.poll, read)
+        self._config = config
         if await self._broker.run_blocking(is_open_to_all, config.file):
             self._broker.log.warning("%s: anybody on this machine may read it", config.file)
-        self.stop()
-        self._watch = watch
-        self._config = config
         await self._replace(entries)
 
     def stop(self) -> None:
-        self._watch.stop()
-        if self._settling is not None:
-            self._settling.cancel()
+        self._files.stop()
 
     def place(self, entry: Entry[T]) -> str:
         """FILE:LINE of an entry."""
         return f"{self._config.file}:{entry.line}"
-
-    async def _changed(self) -> None:
-        if self._settling is not None:
-            self._settling.cancel()
-        self._settling = self._broker.call_later(_SETTLE_S, self._take)
-
-    async def _take(self) -> None:
-        try:
-            entries = await self._broker.run_blocking(self._read, self._config.file)
-        except (UserFileError, RuntimeError) as error:
-            self._broker.count("reload_failures")
-            self._broker.log.error("the users stay as they were: %s", error)
-            return
-        await self._replace(entries)
 
     async def _replace(self, after: dict[str, Entry[T]]) -> None:
         before = self.entries

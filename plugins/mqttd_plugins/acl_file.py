@@ -15,10 +15,9 @@ Invariants:
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
-
-from pydantic import model_validator
 
 from mqttd.api import (
     Allow,
@@ -26,15 +25,14 @@ from mqttd.api import (
     Client,
     Decision,
     Deny,
-    Duration,
     FilePath,
     Plugin,
     PluginConfig,
     SubscriptionRequest,
 )
 from mqttd_plugins._acl_rights import Acl, Rights, Ruling
-from mqttd_plugins._acl_text import AclError, AclText, parse
-from mqttd_plugins._files import FileWatch
+from mqttd_plugins._acl_text import AclText, parse
+from mqttd_plugins._files import Followed, Interval
 
 _LINES: Final = 20
 _WINDOW_S: Final = 60.0
@@ -50,14 +48,8 @@ class Config(PluginConfig):
     """`mosquitto`: grant every SUBSCRIBE, and only filter what is delivered."""
     partial_filters: Literal["allow", "deny"] = "allow"
     """A SUBSCRIBE to more than may be read: grant it and filter deliveries, or refuse it."""
-    check_interval: Duration = 2.0
+    check_interval: Interval = 2.0
     """How often to look whether the file has changed; 0: only when told to reload."""
-
-    @model_validator(mode="after")
-    def _fit(self) -> Config:
-        if self.check_interval and self.check_interval < 0.1:
-            raise ValueError("check_interval: expected 100ms or more, or 0 for never")
-        return self
 
 
 class AclFile(Plugin[Config]):
@@ -66,31 +58,22 @@ class AclFile(Plugin[Config]):
     def __init__(self, config: Config, broker: BrokerServices) -> None:
         super().__init__(config, broker)
         self._acl = Acl(AclText(str(config.file)))
-        self._watch = self._watched(config)
+        self._files: Followed[AclText] = Followed(broker, "rules", self._changed)
         self._key = f"{broker.name}.rights"
         self._lines = 0
         self._window_until = 0.0
 
     async def start(self) -> None:
-        await self._watch.start()
-        self._install(await self.broker.run_blocking(load, self.config.file))
+        self._install(await self._follow(self.config))
 
     async def stop(self) -> None:
-        self._watch.stop()
+        self._files.stop()
 
     async def check(self) -> None:
         await self.broker.run_blocking(load, self.config.file)
 
     async def reload(self, config: Config) -> None:
-        watch = self._watched(config)
-        await watch.start()
-        try:
-            text = await self.broker.run_blocking(load, config.file)
-        except BaseException:
-            watch.stop()
-            raise
-        self._watch.stop()
-        self._watch = watch
+        text = await self._follow(config)
         self.config = config
         self._install(text)
         self.broker.forget_decisions()
@@ -139,16 +122,11 @@ class AclFile(Plugin[Config]):
             names = (ascii(client.client_id), ascii(client.username), action, ascii(topic), where)
             self.broker.log.info("would deny client %s, user %s: %s %s, by %s", *names)
 
-    def _watched(self, config: Config) -> FileWatch:
-        return FileWatch(self.broker, [config.file], config.check_interval, self._changed)
+    async def _follow(self, config: Config) -> AclText:
+        read = partial(load, config.file)
+        return await self._files.follow([config.file], config.check_interval, read)
 
-    async def _changed(self) -> None:
-        try:
-            text = await self.broker.run_blocking(load, self.config.file)
-        except (AclError, OSError) as error:
-            self.broker.count("reload_failures")
-            self.broker.log.error("the old rules stay in force: %s", error)
-            return
+    def _changed(self, text: AclText) -> None:
         self._install(text)
         self.broker.forget_decisions()
         self.broker.audit("acl_reloaded", file=str(self.config.file), rules=len(text))

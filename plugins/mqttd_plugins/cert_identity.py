@@ -19,6 +19,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 from weakref import WeakSet
 
@@ -32,13 +33,12 @@ from mqttd.api import (
     Credentials,
     Decision,
     Deny,
-    Duration,
     FilePath,
     Plugin,
     PluginConfig,
     reason_codes,
 )
-from mqttd_plugins._files import FileWatch
+from mqttd_plugins._files import Followed, Interval
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -65,7 +65,7 @@ class Config(PluginConfig):
     """The client id has to be the user name."""
     disconnect_when_expired: bool = True
     """A connection ends when its certificate does."""
-    check_interval: Duration = 2.0
+    check_interval: Interval = 2.0
     """How often to look whether `crl` or `crl_ca` have changed; 0: only when told to reload."""
 
     @field_validator("template")
@@ -88,8 +88,6 @@ class Config(PluginConfig):
     def _fit(self) -> Config:
         if self.crl_ca is not None and not self.crl:
             raise ValueError("crl_ca: expected crl beside it, the lists that are to be signed")
-        if self.check_interval and self.check_interval < 0.1:
-            raise ValueError("check_interval: expected 100ms or more, or 0 for never")
         return self
 
 
@@ -127,30 +125,21 @@ class CertIdentity(Plugin[Config]):
         super().__init__(config, broker)
         self._wall_clock = wall_clock
         self._state: _State | None = None
-        self._watch = self._watched(config)
+        self._files: Followed[_State] = Followed(broker, "revocation lists", self._changed)
         self._mine = f"{broker.name}: holder"
         self._holders: WeakSet[_Holder] = WeakSet()
 
     async def start(self) -> None:
-        await self._watch.start()
-        self._install(await self.broker.run_blocking(_load, self.config))
+        self._install(await self._follow(self.config))
 
     async def stop(self) -> None:
-        self._watch.stop()
+        self._files.stop()
 
     async def check(self) -> None:
         await self.broker.run_blocking(_load, self.config)
 
     async def reload(self, config: Config) -> None:
-        watch = self._watched(config)
-        await watch.start()
-        try:
-            state = await self.broker.run_blocking(_load, config)
-        except BaseException:
-            watch.stop()
-            raise
-        self._watch.stop()
-        self._watch = watch
+        state = await self._follow(config)
         self.config = config
         self._install(state)
 
@@ -202,17 +191,11 @@ class CertIdentity(Plugin[Config]):
     def _now(self) -> datetime.datetime:
         return datetime.datetime.fromtimestamp(self._wall_clock(), datetime.UTC)
 
-    def _watched(self, config: Config) -> FileWatch:
+    async def _follow(self, config: Config) -> _State:
         paths = [*config.crl, config.crl_ca] if config.crl_ca is not None else config.crl
-        return FileWatch(self.broker, paths, config.check_interval, self._changed)
+        return await self._files.follow(paths, config.check_interval, partial(_load, config))
 
-    async def _changed(self) -> None:
-        try:
-            state = await self.broker.run_blocking(_load, self.config)
-        except (ValueError, OSError) as error:
-            self.broker.count("reload_failures")
-            self.broker.log.error("the old revocation lists stay in force: %s", error)
-            return
+    def _changed(self, state: _State) -> None:
         self._install(state)
         self.broker.audit("crl_reloaded", revoked=len(state.lists))
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import SecretStr, ValidationInfo, field_validator, model_validator
@@ -40,7 +41,7 @@ from mqttd.api import (
     SubscriptionRequest,
 )
 from mqttd_plugins._acl_rules import BoundRules, Found, Grants, RulesError, parse_rules
-from mqttd_plugins._files import FileWatch
+from mqttd_plugins._files import Followed, Interval
 from mqttd_plugins._time_limits import check_waits
 from mqttd_plugins._urls import check_url
 
@@ -106,7 +107,7 @@ class Config(PluginConfig):
     """Where no rule of the token speaks of a topic: no, or ask the next plugin."""
     without_acl: Literal["ignore", "allow", "deny"] = "ignore"
     """For clients whose token has no rules: ask the next plugin, yes to everything, or no."""
-    check_interval: Duration = 2.0
+    check_interval: Interval = 2.0
     """How often to look whether files have changed; 0: only when told to reload."""
 
     @field_validator("algorithms")
@@ -137,8 +138,6 @@ class Config(PluginConfig):
         if self.hmac != given[0].startswith("secret"):
             expected = "secret or secret_file" if self.hmac else "a public key or a JWKS"
             raise ValueError(f"found {given[0]}, expected {expected} for {self.algorithms[0]}")
-        if self.check_interval and self.check_interval < 0.1:
-            raise ValueError("check_interval: expected 100ms or more, or 0 for never")
         if min(self.jwks_timeout, self.jwks_refresh, self.jwks_max_age) < 0.1:
             raise ValueError("jwks_timeout, jwks_refresh, jwks_max_age: expected 100ms or more")
         if self.jwks_url is not None:
@@ -160,19 +159,18 @@ class Jwt(Plugin[Config]):
         self._wall_clock = wall_clock
         self._ring: KeyRing | None = None
         self._remote: RemoteKeys | None = None
-        self._watch = self._watched(config)
+        self._files: Followed[KeyRing] = Followed(broker, "keys", self._changed)
         self._key = f"{broker.name}.grants"
 
     async def start(self) -> None:
-        await self._watch.start()
         if self.config.jwks_url is not None:
             self._remote = self._remote_keys(self.config)
             await self._remote.start()
         else:
-            self._ring = await self.broker.run_blocking(load_ring, self.config)
+            self._ring = await self._follow(self.config)
 
     async def stop(self) -> None:
-        self._watch.stop()
+        self._files.stop()
         if self._remote is not None:
             self._remote.stop()
 
@@ -183,21 +181,17 @@ class Jwt(Plugin[Config]):
             await self.broker.run_blocking(load_ring, self.config)
 
     async def reload(self, config: Config) -> None:
-        watch = self._watched(config)
-        await watch.start()
         remote: RemoteKeys | None = None
         ring: KeyRing | None = None
-        try:
-            if config.jwks_url is not None:
-                remote = self._remote_keys(config)
-                remote.adopt(await remote.fetch())
-            else:
-                ring = await self.broker.run_blocking(load_ring, config)
-        except BaseException:
-            watch.stop()
-            raise
-        await self.stop()
-        self.config, self._watch, self._ring, self._remote = config, watch, ring, remote
+        if config.jwks_url is not None:
+            remote = self._remote_keys(config)
+            remote.adopt(await remote.fetch())
+            self._files.stop()
+        else:
+            ring = await self._follow(config)
+        if self._remote is not None:
+            self._remote.stop()
+        self.config, self._ring, self._remote = config, ring, remote
         self.broker.forget_decisions()
 
     def authenticate(
@@ -339,19 +333,14 @@ class Jwt(Plugin[Config]):
             config.jwks_max_age,
         )
 
-    def _watched(self, config: Config) -> FileWatch:
+    async def _follow(self, config: Config) -> KeyRing:
         files = (config.secret_file, config.public_key_file, config.jwks_file)
         paths = [file for file in files if file is not None]
-        return FileWatch(self.broker, paths, config.check_interval, self._changed)
+        return await self._files.follow(paths, config.check_interval, partial(load_ring, config))
 
-    async def _changed(self) -> None:
-        try:
-            self._ring = await self.broker.run_blocking(load_ring, self.config)
-        except (ValueError, OSError) as error:
-            self.broker.count("reload_failures")
-            self.broker.log.error("the old keys stay in force: %s", error)
-            return
-        self.broker.audit("jwt_keys_reloaded", keys=len(self._ring))
+    def _changed(self, ring: KeyRing) -> None:
+        self._ring = ring
+        self.broker.audit("jwt_keys_reloaded", keys=len(ring))
 
 
 class _Refused(Exception):

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable
+from functools import partial
 from typing import Final, Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
@@ -40,9 +41,9 @@ from mqttd.api import (
     validate_topic_filter,
     validate_topic_name,
 )
-from mqttd_plugins._files import FileWatch
+from mqttd_plugins._files import Followed, Interval
 from mqttd_plugins._filters import Chosen, covers, levels_of
-from mqttd_plugins._json_schema import Checker, SchemaProblem, load
+from mqttd_plugins._json_schema import Checker, load
 from mqttd_plugins._time_limits import check_waits
 
 INLINE: Final = 4096
@@ -101,7 +102,7 @@ class RuleConfig(PluginConfig):
 class Config(PluginConfig):
     rules: list[RuleConfig]
     """The first whose filter holds the topic decides."""
-    poll: Duration = 2.0
+    poll: Interval = 2.0
     """How often the files are looked at for changes; 0: never."""
     max_time: Duration = 2.0
     """What takes more of a processor's time to be checked isn't valid."""
@@ -137,14 +138,13 @@ class Schema(Plugin[Config]):
     def __init__(self, config: Config, broker: BrokerServices) -> None:
         super().__init__(config, broker)
         self._rules: Chosen[_Rule] = Chosen([])
-        self._watch: FileWatch | None = None
+        self._files: Followed[Chosen[_Rule]] = Followed(broker, "schemas", self._changed)
 
     async def start(self) -> None:
         await self._take(self.config)
 
     async def stop(self) -> None:
-        if self._watch is not None:
-            self._watch.stop()
+        self._files.stop()
 
     async def check(self) -> None:
         await self.broker.run_blocking(_loaded, self.config)
@@ -155,24 +155,11 @@ class Schema(Plugin[Config]):
     async def _take(self, config: Config) -> None:
         """Read the files; only when all of them are good is anything changed."""
         paths = [rule.file for rule in config.rules]
-        watch = FileWatch(self.broker, paths, config.poll, self._files_changed)
-        await watch.start()
-        try:
-            rules = await self.broker.run_blocking(_loaded, config)
-        except BaseException:
-            watch.stop()
-            raise
-        if self._watch is not None:
-            self._watch.stop()
-        self._watch, self._rules, self.config = watch, rules, config
+        self._rules = await self._files.follow(paths, config.poll, partial(_loaded, config))
+        self.config = config
 
-    async def _files_changed(self) -> None:
-        try:
-            self._rules = await self.broker.run_blocking(_loaded, self.config)
-        except SchemaProblem as error:
-            self.broker.count("reload_failed")
-            self.broker.log.error("%s; what was read before stays in force", error)
-            return
+    def _changed(self, rules: Chosen[_Rule]) -> None:
+        self._rules = rules
         self.broker.count("reloaded")
         self.broker.log.info("schemas were read again")
 

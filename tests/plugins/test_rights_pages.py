@@ -90,6 +90,8 @@ def test_counters_on_the_pages_are_those_in_the_code(root: Path) -> None:
         if "denied_" in counted:
             counted.remove("denied_")
             counted |= {f"denied_{action}" for action in ("publish", "subscribe", "receive")}
+        if "Followed(" in code:
+            counted.add("reload_failures")
         counters = page(root, name).partition("Counters:")[2].partition(". ")[0]
         told = set(re.findall(r"`(\w+)`", counters.partition("\n\n")[0]))
         assert told == counted, name
