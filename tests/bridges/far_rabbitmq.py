@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,12 @@ class SecureRabbitMQ(RabbitMQ):
             ],
         }
         (self.place / "definitions.json").write_text(json.dumps(definitions))
+
+    def control(self, *what: str) -> None:
+        """`rabbitmqctl` and what follows it."""
+        node = self.environment()["RABBITMQ_NODENAME"]
+        command = [str(self._BIN.with_name("rabbitmqctl")), "-q", "-n", node, *what]
+        subprocess.run(command, env=self.environment(), check=True, stdout=subprocess.DEVNULL)
 
 
 def _hashed(password: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -357,9 +358,10 @@ async def test_over_tls_by_password_and_by_certificate(rabbitmq: Server) -> None
     shown = {"cert": str(pair[0]), "key": str(pair[1])}
     async with channel_to(rabbitmq) as channel:
         queue = await Queue(channel, "secure").bind("site.#")
-        for tls in (trust, trust | shown):
+        by_name = {"username": "guest"}
+        for tls, login in ((trust, {}), (trust | shown, {}), (trust | shown, by_name)):
             async with (
-                with_bridge(PLUGIN, addresses=[address], rules=[OUT], tls=tls) as broker,
+                with_bridge(PLUGIN, addresses=[address], rules=[OUT], tls=tls, **login) as broker,
                 Peer.at(broker.port("t")) as peer,
             ):
                 await peer.publish("site/a", b"1")
@@ -397,6 +399,37 @@ async def test_a_user_that_may_not_write_loses_nothing(rabbitmq: Server, tmp_pat
         assert reason.startswith("rules[0]: ACCESS_REFUSED - access to exchange 'amq.topic'")
         await until(lambda: figures(broker, "out")["failed"] >= 8)  # on two connections
         assert figures(broker, "out")["dead_lettered"] == 0
+
+
+@real
+async def test_a_rabbitmq_that_is_out_of_memory_takes_nothing_and_still_gives(
+    rabbitmq: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    secure = secured(rabbitmq)
+    back = {"direction": "in", "from": "stock", "to": "b"}
+    async with channel_to(rabbitmq) as channel:
+        queue = await Queue(channel, "blocked").bind("site.#")
+        await channel.queue_declare("stock")
+        for _ in range(10):
+            await channel.basic_publish(b"1", routing_key="stock")
+        await asyncio.to_thread(secure.control, "set_vm_memory_high_watermark", "0.00001")
+        try:
+            async with (
+                bridged(rabbitmq, OUT, back, window=2) as broker,
+                Peer.at(broker.port("t"), "b") as peer,
+            ):
+                await peer.publish("site/a", b"2")
+                await until(lambda: "takes no messages: low on memory" in caplog.text)
+                assert len(await peer.get(10)) == 10  # five times as many as the prefetch
+                assert figures(broker, "out")["in_flight"] == 1
+                await asyncio.to_thread(secure.control, "set_vm_memory_high_watermark", "0.4")
+                assert [one.body for one in await queue.get()] == [b"2"]
+                assert "takes messages again" in caplog.text
+        except BaseException:
+            await asyncio.to_thread(secure.control, "set_vm_memory_high_watermark", "0.4")
+            raise
+        await channel.queue_delete("stock")
 
 
 @real
