@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mqttd_plugins._bridge.figures import Way
 from prometheus_client.parser import text_string_to_metric_families
 
 import mqttd
@@ -262,3 +264,16 @@ async def test_the_page_of_metrics_accounts_for_every_message(
         assert after["lag_seconds", "out", ""] == 0
         # What is there at all is there from the start, so that the first one counts in a rate.
         assert before.keys() == after.keys()
+
+
+def test_the_reference_names_every_figure_and_every_reason(system: System) -> None:
+    text = (Path(__file__).parents[2] / "docs/reference/bridges.md").read_text()
+    rows = dict(re.findall(r"^\| `mqttd_plugin_(bridge_\w+)` \| (.*) \|$", text, re.MULTILINE))
+    shown = [*Way("out").figures(), *Way("in").figures()]
+    others = {f"bridge_{name}" for name in ("up", "matched", "queued", "in_flight", "lag_seconds")}
+    assert rows.keys() == others | {figure.name for figure in shown}
+    for name, row in rows.items():
+        assert row.startswith("counter" if name.endswith("_total") else "gauge")
+    for figure in shown:
+        reason = dict(figure.labels).get("reason")
+        assert reason is None or f"`{reason}`" in rows[figure.name]
