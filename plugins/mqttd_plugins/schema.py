@@ -35,16 +35,14 @@ from mqttd.api import (
     Message,
     Plugin,
     PluginConfig,
-    ProtocolError,
     Size,
     reason_codes,
-    validate_topic_filter,
-    validate_topic_name,
 )
 from mqttd_plugins._files import Followed, Interval
 from mqttd_plugins._filters import Chosen, covers, levels_of
 from mqttd_plugins._json_schema import Checker, load
 from mqttd_plugins._time_limits import check_waits
+from mqttd_plugins._topics import check_filter, check_target
 
 INLINE: Final = 4096
 LOG_EVERY_S: Final = 10.0
@@ -72,24 +70,14 @@ class RuleConfig(PluginConfig):
     @field_validator("filter")
     @classmethod
     def _is_a_filter(cls, value: str) -> str:
-        try:
-            validate_topic_filter(value)
-        except ProtocolError as error:
-            raise ValueError(f"no topic filter: {error.detail}") from None
-        if value.startswith("$share/"):
-            raise ValueError("nobody publishes to $share/GROUP/: leave it away")
+        check_filter(value)
         return value
 
     @field_validator("quarantine")
     @classmethod
     def _is_a_topic(cls, value: str | None) -> str | None:
         if value is not None:
-            try:
-                validate_topic_name(value)
-            except ProtocolError as error:
-                raise ValueError(f"no topic: {error.detail}") from None
-            if value == "$SYS" or value.startswith("$SYS/"):
-                raise ValueError("nobody but the broker publishes below $SYS")
+            check_target(value)
         return value
 
     @model_validator(mode="after")

@@ -42,6 +42,7 @@ from mqttd.api import (
 )
 from mqttd_plugins._filters import Levels, covers, fits, levels_of
 from mqttd_plugins._template import Template, Unfit
+from mqttd_plugins._topics import check_filter
 
 Direction = Literal["publish", "subscribe", "deliver"]
 
@@ -66,12 +67,7 @@ class RuleConfig(PluginConfig):
     @field_validator("filter")
     @classmethod
     def _is_a_filter(cls, value: str) -> str:
-        try:
-            validate_topic_filter(value)
-        except ProtocolError as error:
-            raise ValueError(f"no topic filter: {error.detail}") from None
-        if value.startswith("$share/"):
-            raise ValueError("leave $share/GROUP/ away: shared subscriptions are rewritten too")
+        check_filter(value)
         return value
 
     @field_validator("to")

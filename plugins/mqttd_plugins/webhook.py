@@ -34,13 +34,12 @@ from mqttd.api import (
     FilePath,
     Plugin,
     PluginConfig,
-    ProtocolError,
     Size,
     Timer,
     matches,
-    validate_topic_filter,
 )
 from mqttd_plugins._event_queue import EventQueue
+from mqttd_plugins._topics import check_filter
 from mqttd_plugins._urls import check_headers, check_url
 
 SIGNATURE: Final = "X-Mqttd-Signature"
@@ -106,10 +105,7 @@ class Config(PluginConfig):
     @classmethod
     def _are_filters(cls, value: list[str]) -> list[str]:
         for topic_filter in value:
-            try:
-                validate_topic_filter(topic_filter)
-            except ProtocolError as error:
-                raise ValueError(f"{topic_filter!r} is no topic filter: {error.detail}") from None
+            check_filter(topic_filter)
         return value
 
     @field_validator("headers", mode="before")

@@ -454,7 +454,7 @@ async def test_a_reload_takes_the_new_rules_or_none(tmp_path: Path, file: Path) 
     [
         ([], "no rules"),
         ([{"filter": "a/#/b"}], "no topic filter"),
-        ([{"filter": "$share/g/a"}], "leave it away"),
+        ([{"filter": "$share/g/a"}], "GROUP/ away"),
         ([{"filter": "a", "mode": "quarantine"}], "belong together"),
         ([{"filter": "a", "quarantine": "q"}], "belong together"),
         ([{"filter": "a", "mode": "quarantine", "quarantine": "q/#"}], "no topic"),
