@@ -91,7 +91,9 @@ class Guard:
         self._rest = entry.breaker.rest
 
     def has(self, hook: str) -> bool:
-        """Whether the plugin overrides a hook."""
+        """Whether the plugin overrides a hook, and uses it."""
+        if hook in self.plugin.unused:
+            return False
         return getattr(type(self.plugin), hook) is not getattr(Plugin, hook)
 
     @property

@@ -58,6 +58,9 @@ class Plugin(Generic[ConfigT]):
     """The kinds of events that `observe` wants; may be set on the class or by `__init__`."""
     undelivered: frozenset[str] = frozenset()
     """The reasons for which `on_undelivered` is asked; may be set by `__init__` as well."""
+    unused: frozenset[str] = frozenset()
+    """Hooks that the plugin has and doesn't need as it is configured: they aren't asked, and cost
+    nothing. For `__init__` to set."""
     role: ClassVar[str] = ""
     """What the operator's lists have it as: `bridge` for `mqttd bridges`. Such a plugin answers
     `control` for the actions that this list knows: `status`, `pause` and `resume`."""

@@ -5,7 +5,7 @@ connection, that keeps the group and what waits in it alive. A client that subsc
 `$queue/NAME` becomes a member of `$share/$queue.NAME/FILTER`, and is authorised for that. All else
 is what the broker does for any shared subscription, under the policy that is given to it here.
 
-Owns: which queues there are, declared in the configuration or made by whoever subscribes first, and
+Owns: which queues there are, declared in the configuration or made by whoever comes first, and
 their names in the table; where the messages go that a queue gives up.
 
 Must not know: messages that go well, consumers, how a policy is carried out.
@@ -17,8 +17,9 @@ subscribed to.
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Final, Literal, Self
 
@@ -120,6 +121,8 @@ class QueueConfig(Options):
 class OnDemand(Options):
     prefix: str = ""
     """What the names of such queues begin with."""
+    made_by: Literal["consumers", "anybody"] = "consumers"
+    """Who makes them: whoever subscribes to one, or whoever publishes to one as well."""
     max_queues: Count = 100
     """How many of them there may be."""
 
@@ -128,7 +131,7 @@ class Config(PluginConfig):
     queues: list[QueueConfig] = Field(default=[])
     """The queues that there are from the start."""
     on_demand: OnDemand | None = None
-    """Whoever subscribes to a queue that isn't there makes it; left out: nobody does."""
+    """Whoever comes first makes a queue that isn't there; left out: nobody does."""
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -137,6 +140,10 @@ class Config(PluginConfig):
         if twice:
             raise ValueError(f"queues: two of them are called {twice[0]}")
         return self
+
+
+def _made_by_publishers(config: Config) -> bool:
+    return config.on_demand is not None and config.on_demand.made_by == "anybody"
 
 
 class Queue:
@@ -171,6 +178,9 @@ class Queues(Plugin[Config]):
         super().__init__(config, broker)
         self.queues: dict[str, Queue] = {}
         self.watches = frozenset({SUBSCRIBED}) if config.on_demand is not None else frozenset()
+        if not _made_by_publishers(config):
+            self.unused = frozenset({"on_publish"})
+        self._making = asyncio.Lock()
         self._timer: Timer | None = None
 
     async def start(self) -> None:
@@ -185,6 +195,8 @@ class Queues(Plugin[Config]):
     async def reload(self, config: Config) -> None:
         if (config.on_demand is None) != (self.config.on_demand is None):
             raise ValueError("on_demand can't be switched on or off while the broker runs")
+        if _made_by_publishers(config) and "on_publish" in self.unused:
+            raise ValueError("on_demand.made_by can't become anybody while the broker runs")
         await self._declare_all(config)
         self.config = config
 
@@ -307,10 +319,26 @@ class Queues(Plugin[Config]):
             found = _SHARE.fullmatch(event.topic)
             if found is None or found[1] in self.queues or found[2] != PREFIX + found[1]:
                 continue
+            await self._make(found[1], event.client_id)
+
+    # Publishers.
+
+    def on_publish(self, client: Client, message: Message) -> Awaitable[None] | None:
+        """It was allowed: the queue is there before the message is routed."""
+        if not message.topic.startswith(PREFIX) or not _made_by_publishers(self.config):
+            return None
+        name = message.topic.removeprefix(PREFIX)
+        if name in self.queues or not self._may_be_made(name):
+            return None
+        return self._make(name, client.client_id)
+
+    async def _make(self, name: str, client_id: str) -> None:
+        async with self._making:
             options = self.config.on_demand
-            if options is not None and self._may_be_made(found[1]):
-                await self._declare(Queue(found[1], found[2], options))
-                self.broker.audit("queue_made", queue=found[1], client=event.client_id)
+            if name in self.queues or options is None or not self._may_be_made(name):
+                return
+            await self._declare(Queue(name, PREFIX + name, options))
+            self.broker.audit("queue_made", queue=name, client=client_id)
 
     # What a queue gives up.
 
@@ -357,7 +385,8 @@ class Queues(Plugin[Config]):
             return {"queues": [self._shown(queue) for _, queue in sorted(self.queues.items())]}
         if action == "delete":
             name = self._known(arguments.get("name")).name
-            return await self._delete(name, arguments.get("force") is True)
+            async with self._making:
+                return await self._delete(name, arguments.get("force") is True)
         return await super().control(action, arguments)
 
     def _shown(self, queue: Queue) -> dict[str, object]:

@@ -87,6 +87,12 @@ def test_only_what_is_overridden_is_a_hook() -> None:
         assert not guard.has(hook)
 
 
+def test_a_hook_that_is_not_used_is_none() -> None:
+    guard = scripted(Allow)
+    guard.plugin.unused = frozenset({"authorize_publish"})
+    assert not guard.has("authorize_publish")
+
+
 async def test_an_answer_at_once_makes_no_task() -> None:
     guard = scripted(lambda: Allow("now"))
     before = len(asyncio.all_tasks())

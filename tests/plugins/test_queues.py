@@ -1,5 +1,6 @@
 """Queues by name: their configuration, and what they do in a broker."""
 
+import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from mqttd.api import (
 )
 from mqttd.core.packets import Filter, Puback, Publish, Suback, Subscribe, Unsuback, Unsubscribe
 from mqttd.core.properties import decode_forwardable
+from mqttd.core.spec import NO_MATCHING_SUBSCRIBERS
 from mqttd.testing import StandIn
+from tests.hooks.kit import hooked, prepared
 from tests.net.kit import Wire, until
 from tests.plugins.broker_kit import RIGHTS, acknowledged, broker_with, client, plugin_of
 
@@ -293,6 +296,40 @@ async def test_a_queue_on_demand_is_made_and_stays(tmp_path: Path) -> None:
     async with broker_with(made, storage=storage) as broker:
         answer: Any = await plugin_of(broker, "queues").control("list", {})
         assert [each["name"] for each in answer["queues"]] == ["j2"]
+
+
+async def test_a_publisher_makes_a_queue_before_anybody_consumes() -> None:
+    """Two at once make one; a name that may not be is made by nobody."""
+    made = config(on_demand={"prefix": "j", "made_by": "anybody", "max_queues": 1})
+    async with hooked(prepared(Queues, "queues", made), durable=True) as it:
+        plugin = it.manager.plugin("queues")
+        assert isinstance(plugin, Queues)
+        first, second = await it.client("p1"), await it.client("p2")
+        for publisher in (first, second):
+            publisher.publish("$queue/j1", publisher.client_id.encode(), 1)
+        async with asyncio.timeout(30):
+            while not (first.received and second.received):
+                await it.commit()
+        assert [each.take_first(Puback).reason for each in (first, second)] == [0, 0]
+        assert list(plugin.queues) == ["j1"]
+        for name in ("j2", "k"):
+            first.publish(f"$queue/{name}", b"x", 1)
+            await it.commit()
+            assert first.take_first(Puback).reason == NO_MATCHING_SUBSCRIBERS
+        consumer = await it.client("c")
+        consumer.send(Subscribe(1, [Filter("$queue/j1", 1)]))
+        await it.commit()
+        assert sorted(bytes(each.payload) for each in consumer.messages()) == [b"p1", b"p2"]
+
+
+async def test_publishers_are_not_looked_at_where_they_make_no_queues() -> None:
+    for on_demand in (None, {"made_by": "consumers"}):
+        async with hooked(prepared(Queues, "queues", config(on_demand=on_demand))) as it:
+            assert it.broker.hooks.publish is None
+            plugin = it.manager.plugin("queues")
+            assert isinstance(plugin, Queues)
+            with pytest.raises(ValueError, match="can't"):
+                await plugin.reload(config(on_demand={"made_by": "anybody"}))
 
 
 async def test_nobody_makes_a_queue_that_it_may_not_have() -> None:
