@@ -124,8 +124,8 @@ def _name(escaped: str) -> str:
         name = saslprep(plain)
     except ValueError as error:
         raise BadMessage(f"user name: {error}") from None
-    if not name:
-        raise BadMessage("the user name is empty")
+    if not 0 < len(name) <= LONGEST_NAME:
+        raise BadMessage("the user name is empty, or too long once it is prepared")
     return name
 
 

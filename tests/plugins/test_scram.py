@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import os
+import stringprep
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,24 @@ def test_saslprep(text: str, prepared: str) -> None:
 def test_saslprep_refuses(text: str) -> None:
     with pytest.raises(ValueError, match="SASLprep"):
         saslprep(text)
+
+
+def test_a_name_that_grows_while_it_is_prepared_costs_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who sends one hasn't shown yet who it is."""
+    asked: list[str] = []
+    known = stringprep.in_table_a1
+
+    def in_table_a1(character: str) -> bool:
+        asked.append(character)
+        return known(character)
+
+    monkeypatch.setattr(stringprep, "in_table_a1", in_table_a1)
+    assert len(saslprep("\ufdfa" * 256)) == 256 * 18
+    assert len(asked) < 20
+    with pytest.raises(BadMessage, match="too long once it is prepared"):
+        ClientFirst(b"n,,n=" + "\ufdfa".encode() * 100 + b",r=abc")
 
 
 @pytest.mark.parametrize(
