@@ -1,8 +1,9 @@
 """Real servers for the tests of bridges: found, started on free ports, killed, started again.
 
 A server is started in a temporary directory of its own on loopback; or it is one that already
-runs, if `MQTTD_TEST_<NAME>` holds its address (host:port): that one is not killed, and tests that
-would kill it are skipped. A server that is not there is a skip that names the package.
+runs, if `MQTTD_TEST_<NAME>` holds its address (host:port); or, where neither is there and Docker
+runs, it is in a container. Those two are not killed, and tests that would kill them are skipped. A
+server that is not there is a skip that names the package.
 
 Everything that a server starts is in the process group of the process started here, and ends with
 it in `kill`.
@@ -21,12 +22,16 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+
+from tests.bridges import containers
+from tests.bridges.containers import Container, Image
+from tests.tls import Authority
 
 _PATIENCE_S = 120.0
 
@@ -56,27 +61,37 @@ class Server(ABC):
 
     NAME: ClassVar[str]
     """`MQTTD_TEST_<NAME>`, and what tests call it."""
-    PACKAGE: ClassVar[str]
-    """What to install, for the text of a skip."""
+    IMAGE: ClassVar[Image | None] = None
+    """The image for a machine that hasn't it installed."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
         self.host = "127.0.0.1"
-        self.ours = True  # started here, so it may be killed
+        self.ours = True  # a process started here, so it may be killed
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._container: Container | None = None
         address = os.environ.get(f"MQTTD_TEST_{self.NAME.upper()}")
         if address:
             host, _, port = address.rpartition(":")
             self.host, self.port, self.ours = host, int(port), False
             return
         missing = self.missing()
-        if missing:
-            pytest.skip(
-                f"{missing}; or set MQTTD_TEST_{self.NAME.upper()}=HOST:PORT",
-                allow_module_level=True,
-            )
-        self.port = 0
-        self.prepare()
+        if not missing:
+            self.port = 0
+            self.prepare()
+            return
+        if self.IMAGE is not None:
+            no_container = containers.missing()
+            if not no_container:
+                (self.port,) = free_ports(1)
+                self.ours = False
+                self._container = Container(self.IMAGE, self.port)
+                return
+            missing = f"{missing}; for {self.IMAGE.name} in a container: {no_container}"
+        pytest.skip(
+            f"{missing}; or set MQTTD_TEST_{self.NAME.upper()}=HOST:PORT",
+            allow_module_level=True,
+        )
 
     @abstractmethod
     def missing(self) -> str:
@@ -96,9 +111,12 @@ class Server(ABC):
 
     def start(self) -> None:
         """Start it, and wait until it serves."""
-        if not self.ours:
-            return
         atexit.register(self.kill)  # whatever raises before somebody else does it
+        if not self.ours:
+            if self._container is not None:
+                self._container.start()
+                self._wait(lambda: None)
+            return
         for command, environment in self.commands():
             with open(self.place / "server.log", "ab") as log:
                 self._processes.append(
@@ -112,12 +130,17 @@ class Server(ABC):
                         start_new_session=True,
                     )
                 )
+        self._wait(self._processes[-1].poll)
+
+    def _wait(self, poll: Callable[[], int | None]) -> None:
+        """Until it serves. `poll`: the exit status, None while it runs."""
         give_up_at = time.monotonic() + _PATIENCE_S
         while not self.serves():
-            ended = self._processes[-1].poll()
+            ended = poll()
             if ended is not None or time.monotonic() > give_up_at:
                 what = "gives no answer" if ended is None else f"ended with {ended}"
-                log_end = (self.place / "server.log").read_text(errors="replace")[-3000:]
+                log = self.place / "server.log"
+                log_end = log.read_text(errors="replace")[-3000:] if log.exists() else ""
                 self.kill()
                 raise RuntimeError(f"{self.NAME} {what}:\n{log_end}")
             time.sleep(0.1)
@@ -133,8 +156,10 @@ class Server(ABC):
             pytest.skip(f"MQTTD_TEST_{self.NAME.upper()} is not for killing")
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """End it as a power cut would; a container that is ours, in good order."""
         atexit.unregister(self.kill)
+        if self._container is not None:
+            self._container.stop()
         for process in reversed(self._processes):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -151,7 +176,7 @@ class RabbitMQ(Server):
     """RabbitMQ from Debian's package, without plugins; its user is guest, guest."""
 
     NAME = "rabbitmq"
-    PACKAGE = "rabbitmq-server"
+    IMAGE = Image("rabbitmq:3.13", 5672)
     _BIN = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
     def missing(self) -> str:
@@ -253,7 +278,6 @@ class ActiveMQ(Server):
     """ActiveMQ Classic from Debian's package: admin may do all, guest what begins with t."""
 
     NAME = "activemq"
-    PACKAGE = "activemq"
 
     def missing(self) -> str:
         if not (_JARS / "activemq-stomp.jar").exists():
@@ -303,14 +327,22 @@ _KAFKA_PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{control}
-listeners=PLAINTEXT://127.0.0.1:{port},SASL_PLAINTEXT://127.0.0.1:{sasl},CONTROLLER://127.0.0.1:{control}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL_PLAINTEXT://127.0.0.1:{sasl}
+listeners={clients},CONTROLLER://127.0.0.1:{control}
+advertised.listeners={clients}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=\
+PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT
 inter.broker.listener.name=PLAINTEXT
-sasl.enabled.mechanisms=PLAIN
-listener.name.sasl_plaintext.plain.sasl.jaas.config=\
-org.apache.kafka.common.security.plain.PlainLoginModule required user_guest="guest";
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
+listener.name.sasl_plaintext.plain.sasl.jaas.config={plain} required user_guest="guest";
+listener.name.sasl_ssl.plain.sasl.jaas.config={plain} required user_guest="guest";
+listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config={scram} required;
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={scram} required;
+ssl.keystore.type=PEM
+ssl.keystore.location={place}/server.pem
+ssl.truststore.type=PEM
+ssl.truststore.location={place}/ca.pem
+listener.name.ssl.ssl.client.auth=required
 log.dirs={place}/data
 log.flush.interval.messages=1
 num.partitions=1
@@ -326,14 +358,31 @@ group.min.session.timeout.ms=1000
 """
 
 
-class Kafka(Server):
-    """One node of Kafka (KRaft), its jars from Maven Central; at `sasl` it wants guest, guest.
+_KAFKA_ENVIRONMENT = {
+    "KAFKA_NODE_ID": "1",
+    "KAFKA_PROCESS_ROLES": "broker,controller",
+    "KAFKA_CONTROLLER_QUORUM_VOTERS": "1@localhost:9093",
+    "KAFKA_LISTENERS": "PLAINTEXT://:9092,CONTROLLER://:9093",
+    "KAFKA_ADVERTISED_LISTENERS": "PLAINTEXT://127.0.0.1:{port}",
+    "KAFKA_CONTROLLER_LISTENER_NAMES": "CONTROLLER",
+    "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+    "KAFKA_AUTO_CREATE_TOPICS_ENABLE": "false",
+    "KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR": "1",
+    "KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",
+    "KAFKA_TRANSACTION_STATE_LOG_MIN_ISR": "1",
+    "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
+}
 
-    Every message is on disk before it is confirmed, so that `kill` stands for a power cut.
+
+class Kafka(Server):
+    """One node of Kafka (KRaft), its jars from Maven Central.
+
+    At `sasl` and `sasl_tls` it wants guest, guest, at `tls` a certificate of `ca`, which has signed
+    its own. Every message is on disk before it is confirmed, so that `kill` stands for a power cut.
     """
 
     NAME = "kafka"
-    PACKAGE = "kafka"
+    IMAGE = Image("apache/kafka:3.9.1", 9092, _KAFKA_ENVIRONMENT)
     POM = Path(__file__).with_name("kafka") / "pom.xml"
     JARS = Path(__file__).parents[2] / "build" / "kafka"
 
@@ -348,16 +397,31 @@ class Kafka(Server):
         return ""
 
     def prepare(self) -> None:
-        self.port, self.sasl, control = free_ports(3)
+        *ports, control = free_ports(5)
+        self.port, self.sasl, self.tls, self.sasl_tls = ports
+        self.ca = Authority(self.place)
+        cert, key = self.ca.issue("server", "localhost")
+        (self.place / "server.pem").write_bytes(key.read_bytes() + cert.read_bytes())
+        names = ("PLAINTEXT", "SASL_PLAINTEXT", "SSL", "SASL_SSL")
         properties = self.place / "server.properties"
         properties.write_text(
             _KAFKA_PROPERTIES.format(
-                port=self.port, sasl=self.sasl, control=control, place=self.place
+                clients=",".join(
+                    f"{name}://127.0.0.1:{port}" for name, port in zip(names, ports, strict=True)
+                ),
+                control=control,
+                place=self.place,
+                plain="org.apache.kafka.common.security.plain.PlainLoginModule",
+                scram="org.apache.kafka.common.security.scram.ScramLoginModule",
             )
         )
         cluster = base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")
+        users: list[str] = []
+        for name in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
+            users += ("--add-scram", f"{name}=[name=guest,password=guest]")
+        tool = ("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties))
         subprocess.run(
-            self.java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)),
+            self.java(*tool, *users),
             check=True,
             stdout=subprocess.DEVNULL,
         )
@@ -392,7 +456,7 @@ class ElasticMQ(Server):
     """ElasticMQ from Maven Central, which speaks as Amazon SQS does, and keeps its messages."""
 
     NAME = "sqs"
-    PACKAGE = "elasticmq"
+    IMAGE = Image("softwaremill/elasticmq-native:1.6.14", 9324)
     JARS = Path(__file__).parents[2] / "build" / "elasticmq"
 
     def missing(self) -> str:
@@ -424,7 +488,7 @@ class Moto(Server):
     """moto's server, which speaks as Amazon SQS does as well, and keeps everything in memory."""
 
     NAME = "moto"
-    PACKAGE = "moto[server]"
+    IMAGE = Image("motoserver/moto:5.1.4", 5000)
 
     def missing(self) -> str:
         if find_spec("moto") is None or find_spec("flask") is None:
