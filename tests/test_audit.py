@@ -71,8 +71,8 @@ def test_nobody_forges_a_line(written: io.StringIO) -> None:
     trail = Audit()
     trail.events([Event("refused", HOSTILE, HOSTILE, HOSTILE, HOSTILE)])
     deny(trail, denied(HOSTILE, HOSTILE), denied(HOSTILE, HOSTILE, watch.SUBSCRIBE_DENIED))
-    act("kick", client=HOSTILE, reason=HOSTILE)
-    act("plugin_action", plugin=HOSTILE, action=HOSTILE)
+    act("kick", 1000, client=HOSTILE, reason=HOSTILE)
+    act("plugin_action", None, plugin=HOSTILE, action=HOSTILE)
     text = written.getvalue()
     assert len(text.splitlines()) == 5
     assert "\x1b" not in text

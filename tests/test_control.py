@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ async def test_kick(tmp_path: Path, terminal: Terminal, caplog: pytest.LogCaptur
         assert (terminal.code, terminal.err) == (1, "mqttd: c is not connected\n")
     kicks = [record for record in caplog.records if record.getMessage() == "kick"]
     assert [record.__dict__["mqttd_fields"] for record in kicks] == [
-        {"client": "c", "reason": "maintenance"}
+        {"uid": os.geteuid(), "client": "c", "reason": "maintenance"}
     ]
 
 
@@ -154,6 +155,31 @@ async def test_plugins_answer(tmp_path: Path, terminal: Terminal) -> None:
         assert (terminal.code, "secret detail" in terminal.err) == (1, False)
         await terminal.run("plugin", "nobody", "echo")
         assert "there is no plugin 'nobody'" in terminal.err
+
+
+async def test_the_trail_says_who_asked_for_what_and_no_secret(
+    tmp_path: Path, terminal: Terminal, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with running(tree(tmp_path, GATE)):
+        words = ("user=bob", "Password=geheim", "api_key=geheim", 'more={"token": "geheim"}')
+        await terminal.run("plugin", "gate", "echo", *words)
+        await terminal.run("reload")
+        assert "geheim" not in caplog.text
+    found = {
+        record.getMessage(): record.__dict__["mqttd_fields"]
+        for record in caplog.records
+        if record.getMessage() in ("plugin_action", "reload_asked")
+    }
+    assert found == {
+        "plugin_action": {
+            "uid": os.geteuid(),
+            "plugin": "gate",
+            "action": "echo",
+            "arguments": "user=bob, Password=***, api_key=***, more=…",
+        },
+        "reload_asked": {"uid": os.geteuid()},
+    }
 
 
 async def test_bans(tmp_path: Path, terminal: Terminal) -> None:
@@ -254,7 +280,7 @@ async def test_explain_from_the_terminal(tmp_path: Path, terminal: Terminal) -> 
         assert text.startswith("1 delivered.\n")
         answer = await terminal.json("explain")
         assert answer["messages"][0]["topic"] == "a/b"
-        assert set(answer) == {"messages", "findings", "record"}
+        assert set(answer) == {"messages", "findings", "record", "late"}
 
 
 async def test_a_walk_over_many_sessions_lets_others_pass() -> None:

@@ -218,6 +218,65 @@ def test_a_shared_group_stands_for_its_members() -> None:
     assert codes(h, "one", "a")[0] == "shared"
 
 
+@pytest.mark.parametrize("qos", [0, 1])
+def test_of_a_shared_group_the_members_are_named(qos: int) -> None:
+    h = recording()
+    for name in ("one", "two"):
+        h.client(name).subscribe("$share/g/a", qos=1)
+    for _ in range(5):
+        h.client("pub").publish("a", b"x", qos)
+    (first, *rest) = told(h)
+    found = [receiver(each, "$share/g/a")["members"] for each in (first, *rest)]
+    total: dict[str, int] = {}
+    for each in found:
+        for name, number in each.items():
+            total[name] = total.get(name, 0) + number
+    assert total == {"one": 3, "two": 2}
+    assert says(h, "one", "a", "member") == "3 of those for $share/g/a went to it."
+    h.client("three").subscribe("$share/g/a")
+    assert says(h, "three", "a", "member") == "None of those for $share/g/a went to it."
+
+
+def test_which_member_took_it_out_of_the_queue_of_its_group() -> None:
+    h = recording()
+    h.client("one", expiry=100).subscribe("$share/g/a", qos=1)
+    h.client("two", expiry=100).subscribe("$share/g/a", qos=1)
+    for name in ("one", "two"):
+        h.client(name, clean=False, expiry=100).drop()
+    h.client("pub").publish("a", b"x", 1)
+    assert receiver(told(h)[0], "$share/g/a")["members"] == {}
+    h.client("two", clean=False, expiry=100)
+    h.flush()
+    found = receiver(told(h)[0], "$share/g/a")
+    assert (found["members"], found["delivered"], found["queued"]) == ({"two": 1}, 1, 0)
+
+
+def test_of_a_large_group_some_members_are_named() -> None:
+    h = recording()
+    for number in range(20):
+        h.client(f"m{number}").subscribe("$share/g/a")
+    pub = h.client("pub")
+    for _ in range(40):
+        pub.publish("a")
+    members = receiver(told(h)[0], "$share/g/a")["members"]
+    assert len(members) == 17
+    assert sum(members.values()) == 40
+    assert members[""] == 8
+
+
+def test_a_question_ends_when_its_time_is_over() -> None:
+    h = recording()
+    h.client("pub").publish("a")
+    watcher = h.broker.context.watcher
+    assert watcher is not None
+    watcher.traces.extend([watcher.traces[-1]] * 2500)  # more than a step
+    whole = Question(limit=10_000)
+    cut = Question(limit=10_000, until=0.0)
+    assert len(asyncio.run(stories(h.broker, whole))) == 2501
+    assert 0 < len(asyncio.run(stories(h.broker, cut))) < 2501
+    assert (whole.late, cut.late) == (False, True)
+
+
 def test_questions_narrow_it_down() -> None:
     h = recording()
     h.client("one").subscribe("a/#")
@@ -495,10 +554,26 @@ def test_sentences_come_first_then_the_messages() -> None:
     assert text[-1] == "The record is full; it reaches back 5 min."
 
 
+def test_members_are_printed() -> None:
+    h = recording()
+    h.client("one").subscribe("$share/g/a")
+    pub = h.client("pub")
+    end = {"findings": [], "record": {"limit": 9, "held": 1, "reaches_back_s": 1}, "late": False}
+    pub.publish("a")
+    assert "  $share/g/a: 1 delivered, to one" in explained.lines(told(h), end, "", EPOCH)
+    h.client("two").subscribe("$share/g/a")
+    pub.publish("a")
+    pub.publish("a")
+    text = list(explained.lines(told(h), end, "", EPOCH))
+    assert "  $share/g/a: 2 delivered, to two (1), one (1)" in text
+
+
 def test_nothing_found_says_how_far_the_record_reaches() -> None:
     end = {"findings": [], "record": {"limit": 9, "held": 3, "reaches_back_s": 60}}
     (text,) = explained.lines([], end, "", 0.0)
     assert "holds 3 decisions and reaches back 60 s" in text
+    late = {**end, "late": True}
+    assert next(explained.lines([], late, "", 0.0)).startswith("This is not all")
     end = {"findings": [], "record": {"limit": 0, "held": 0, "reaches_back_s": 0}}
     assert "keeps no record" in next(explained.lines([], end, "", 0.0))
 

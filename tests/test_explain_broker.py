@@ -1,5 +1,6 @@
 """`explain` on a broker with a plugin that denies, changes and takes; the audit trail beside it."""
 
+import asyncio
 import logging
 from typing import Any
 
@@ -9,7 +10,7 @@ from mqttd.app import App
 from mqttd.core.packets import Connack, Connect, Filter, Puback, Publish, Suback, Subscribe
 from mqttd.core.properties import Properties
 from mqttd.net.lines import Refused
-from mqttd.operate import audit
+from mqttd.operate import answers, audit
 from mqttd.operate.answers import Operator
 from tests.net.kit import Wire, loopback, running
 
@@ -138,6 +139,26 @@ async def test_without_a_rule_in_the_record_the_plugins_are_asked_now(tmp_path: 
         messages, _ = await asked(app)
         assert [one["rule"] for one in messages] == ["doorman:1"] * 4
         assert [one["asked_now"] for one in messages] == [False, False, True, False]
+
+
+async def test_a_plugin_that_is_slow_to_say_keeps_no_answer_waiting(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "EXPLAIN_S", 0.05)
+    tree = {**guarded(tmp_path), "plugins": [{"use": "tests.gate:Doorman"}]}
+    async with running(tree) as app, await client(app, "pub") as pub:
+        for topic in ("a", "b", "a"):
+            pub.publish(topic, b"x")
+        await publish(pub, "end")
+
+        async def hang(*_: object) -> None:
+            await asyncio.get_running_loop().create_future()
+
+        assert app.hooks is not None
+        monkeypatch.setattr(app.hooks.chains, "authorize_publish", hang)
+        messages, end = await asked(app)
+        assert end["late"]
+        assert [one["rule"] for one in messages] == ["doorman:1", "doorman:1", "", "doorman:1"]
 
 
 async def test_a_question_that_is_none(tmp_path: Any) -> None:

@@ -117,7 +117,9 @@ ALONE = {
 TOP = ("mqttd", "mqttd.app")
 CODEC = tuple(f"mqttd.core.{name}" for name in ("spec", "errors", "wire", *CORE_LAYERS[1]))
 # Without a clock, a socket or chance the core can't be anything but a function of its input.
-CORE_MAY_USE = {"typing", "array", "collections", "heapq", "math", "struct", "mypy_extensions"}
+CORE_MAY_USE = {
+    *("typing", "array", "bisect", "collections", "heapq", "math", "struct", "mypy_extensions"),
+}
 
 
 def sources(*trees: str) -> list[Path]:

@@ -26,7 +26,7 @@ PUBLISHED: Final = 0  # accepted, and routed to `names`
 DENIED: Final = 1  # a PUBLISH, refused for `reason`
 DROPPED: Final = 2  # not for `client_id`
 QUEUED: Final = 3  # waits for `client_id`
-SENT: Final = 4  # was queued, has left now
+SENT: Final = 4  # was queued, has left now; of a shared group `reason` is the member it went to
 DELIVERED: Final = 5  # acknowledged; at QoS 0 handed to the transport. For observers alone.
 CONNECTED: Final = 6
 DISCONNECTED: Final = 7
@@ -40,6 +40,7 @@ TAKEN_OVER: Final = 14
 CHANGED: Final = 15  # a hook changed the message, or took it
 
 MAX_PENDING: Final = 20000
+_MAX_MEMBERS: Final = 16  # of a group that are named in one trace
 
 
 class Trace:
@@ -69,6 +70,8 @@ class Trace:
         self.count: int = 1
         self.reason = reason
         self.names: tuple[str, ...] = ()  # who matches
+        # How many each member of a shared group was handed at once; "" for all who aren't named.
+        self.members: dict[str, dict[str, int]] | None = None
         self.payload: bytes = b""  # for observers alone
         self.username: str | None = None
 
@@ -158,6 +161,21 @@ class Watcher:
         self.note(
             kind, client_id, message.origin, message.topic, message.qos, message.serial, reason
         )
+
+    def handed(self, group: str, client_id: str, message: Message) -> None:
+        """A shared group has given a message to one of its members."""
+        last = self._last
+        if last is None or last.kind != PUBLISHED or last.last_serial != message.serial:
+            self.note(SENT, group, message.origin, message.topic, 0, message.serial, client_id)
+            return
+        if last.members is None:
+            last.members = {}
+        found = last.members.get(group)
+        if found is None:
+            found = last.members[group] = {}
+        if client_id not in found and len(found) >= _MAX_MEMBERS:
+            client_id = ""
+        found[client_id] = found.get(client_id, 0) + 1
 
     # Everything.
 

@@ -39,6 +39,8 @@ TAKEN_S: Final = 30.0  # for a portion of an answer to be taken
 _MODE: Final = 0o600
 _CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 
+ASKED_BY: Final = "asked_by"
+"""The key under which a request says which user asks; nobody can claim to be another."""
 Answer = Callable[[Mapping[str, Any]], AsyncIterator[list[dict[str, object]]]]
 """A request to its answer, some lines at a time."""
 
@@ -96,18 +98,20 @@ class LineServer:
             logger.warning("control: refused user %s", uid)
             writer.transport.abort()
             return
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer, uid))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, uid: int
+    ) -> None:
         try:
             while True:
                 async with asyncio.timeout(IDLE_S):
                     line = await _line(reader)
                 if not line:
                     break
-                await self._reply(writer, line)
+                await self._reply(writer, line, uid)
         except Refused as error:
             with contextlib.suppress(OSError, TimeoutError):
                 await _send(writer, [{"error": str(error)}])
@@ -116,9 +120,9 @@ class LineServer:
         finally:
             writer.close()
 
-    async def _reply(self, writer: asyncio.StreamWriter, line: bytes) -> None:
+    async def _reply(self, writer: asyncio.StreamWriter, line: bytes, uid: int) -> None:
         try:
-            async for portion in self._answer(_request(line)):
+            async for portion in self._answer({**_request(line), ASKED_BY: uid}):
                 await _send(writer, portion)
                 await asyncio.sleep(0)
         except Refused as error:

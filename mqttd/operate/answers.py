@@ -34,14 +34,15 @@ from mqttd.core.topics import is_wildcard, validate_topic_filter
 from mqttd.hooks.manager import HookManager
 from mqttd.hooks.plugin import Plugin
 from mqttd.metrics import VERSIONS
-from mqttd.net.lines import Refused
-from mqttd.operate.audit import act
+from mqttd.net.lines import ASKED_BY, Refused
+from mqttd.operate.audit import act, shown
 from mqttd.operate.explain import Question, stories, tell
 from mqttd.operate.why import why
 
 logger: Final = logging.getLogger("mqttd.plugins")
 
 SLICE: Final = 256
+EXPLAIN_S: Final = 20.0  # that an explanation may take
 PLUGIN_S: Final = 60.0  # that a plugin's action may take
 ROLE_S: Final = 5.0  # that each may take where all of a role are asked
 STATUS: Final = "status"
@@ -150,6 +151,7 @@ class Operator:
             _text(request, "topic"),
             now - since_s if since_s else 0.0,
             int(_number(request, "limit", 50)) or 50,
+            now + EXPLAIN_S,
         )
         if question.topic:
             try:
@@ -163,9 +165,12 @@ class Operator:
             yield [{"item": one} for one in portion]
         findings: list[dict[str, Any]] = []
         if question.client_id and question.topic and not is_wildcard(question.topic):
-            found = await stories(self._broker, question_of_topic(question))
+            of_topic = question_of_topic(question)
+            found = await stories(self._broker, of_topic)
+            question.late = question.late or of_topic.late
             findings = why(self._broker, self._hooks, question, found, told)
-        yield [{"end": {"findings": findings, "record": self._record(now)}}]
+        end = {"findings": findings, "record": self._record(now), "late": question.late}
+        yield [{"end": end}]
 
     def _record(self, now: float) -> dict[str, object]:
         watcher = self._broker.context.watcher
@@ -246,7 +251,7 @@ class Operator:
         if not self._broker.kick(client_id, spec.ADMINISTRATIVE_ACTION, reason, monotonic()):
             raise Refused(f"{client_id} is not connected")
         self._schedule()
-        act("kick", client=client_id, reason=reason)
+        act("kick", _uid(request), client=client_id, reason=reason)
         yield [{"end": {"kicked": client_id}}]
 
     async def _plugin(self, request: Request) -> Lines:
@@ -258,7 +263,8 @@ class Operator:
         if plugin is None:
             raise Refused(f"there is no plugin {name!r} in the configuration")
         done = await self._control(name, plugin, action, arguments, PLUGIN_S)
-        act("plugin_action", plugin=name, action=action)
+        fields = {"plugin": name, "action": action, "arguments": shown(arguments)}
+        act("plugin_action", _uid(request), **fields)
         yield [{"end": {"answer": done}}]
 
     async def _role(self, request: Request) -> Lines:
@@ -272,19 +278,22 @@ class Operator:
         if name and known and name not in known:
             raise Refused(f"there is no {role} {name!r}; there is: {', '.join(known)}")
         wanted = known if not name else {name: known[name]} if known else {}
-        answers = (self._of_role(one, plugin, action) for one, plugin in wanted.items())
+        uid = _uid(request)
+        answers = (self._of_role(one, plugin, action, uid) for one, plugin in wanted.items())
         found = await asyncio.gather(*answers)
         yield [{"item": one} for one in found]
         yield [{"end": {"count": len(found)}}]
 
-    async def _of_role(self, name: str, plugin: Plugin[Any], action: str) -> dict[str, object]:
+    async def _of_role(
+        self, name: str, plugin: Plugin[Any], action: str, uid: int | None
+    ) -> dict[str, object]:
         try:
             done = await self._control(name, plugin, action, {}, ROLE_S)
             json.dumps(done)
         except (Refused, TypeError, ValueError) as error:
             return {"name": name, "error": str(error)}
         if action != STATUS:
-            act("plugin_action", plugin=name, action=action)
+            act("plugin_action", uid, plugin=name, action=action)
         return {"name": name, "answer": done}
 
     async def _control(
@@ -298,19 +307,20 @@ class Operator:
             raise Refused(str(error)) from None
         except TimeoutError:
             raise Refused(f"{name} took longer than {limit_s:g} s") from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the loop would end with the latter
             logger.exception("plugin %s failed in control", name)
             raise Refused(f"{name} failed: {type(error).__name__}; see the log") from None
         self._schedule()
         return done
 
     async def _reload_all(self, request: Request) -> Lines:
+        act("reload_asked", _uid(request))
         yield [{"end": await self._reload()}]
 
 
 def question_of_topic(question: Question) -> Question:
     """The same, whoever got it: what was never matched has no receiver."""
-    return Question("", question.topic, question.since, question.limit)
+    return Question("", question.topic, question.since, question.limit, question.until)
 
 
 def _session(session: Session, whole: bool, now: float) -> dict[str, object]:
@@ -345,6 +355,11 @@ def _session(session: Session, whole: bool, now: float) -> dict[str, object]:
             for one in islice(session.subscriptions.values(), 1000)
         ]
     return found
+
+
+def _uid(request: Request) -> int | None:
+    uid = request.get(ASKED_BY)
+    return uid if isinstance(uid, int) else None
 
 
 def _text(request: Request, key: str) -> str:

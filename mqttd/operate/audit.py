@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from time import monotonic
 from typing import Final
@@ -34,6 +34,7 @@ MAX_CLIENTS: Final = 10_000
 
 _TRAIL: Final = frozenset({"connect", "disconnect", "refused", "will_denied"})
 _LEVELS: Final = {"pingpong": logging.WARNING, "bug": logging.ERROR}
+_SECRETS: Final = ("pass", "pw", "secret", "token", "key", "cred", "auth", "hash", "salt", "pin")
 _DENIED: Final = {watch.DENIED: "publish_denied", watch.SUBSCRIBE_DENIED: "subscribe_denied"}
 
 
@@ -97,6 +98,25 @@ class Audit:
             )
 
 
-def act(kind: str, **fields: object) -> None:
-    """The operator did something."""
-    log.events(audit, [(kind, logging.INFO, fields)])
+def act(kind: str, uid: int | None, **fields: object) -> None:
+    """The operator did something. `uid`: which user that was; None where nobody could tell."""
+    log.events(audit, [(kind, logging.INFO, {"uid": uid, **fields})])
+
+
+def shown(arguments: Mapping[str, object]) -> str | None:
+    """The arguments of an action of a plugin, without what may be a secret; None for none.
+
+    The plugin knows what they mean, here is nothing but their names. So of an argument that is
+    called like a secret only the name is told, and so is it of whatever stands inside another.
+    """
+    if not arguments:
+        return None
+    return ", ".join(f"{name}={_plain(name, value)}" for name, value in arguments.items())
+
+
+def _plain(name: str, value: object) -> str:
+    if any(word in name.lower() for word in _SECRETS):
+        return "***"
+    if value is None or isinstance(value, str | int | float):
+        return str(value)
+    return "…"

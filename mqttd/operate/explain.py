@@ -2,13 +2,16 @@
 
 Owns: how the traces of `core.watch` become one answer for each message (or run of equal ones): who
 published it, which rule allowed or denied it, which plugin changed it, whom it matched, and for
-each of them how many were delivered, are in flight, wait, or were dropped and why.
+each of them how many were delivered, are in flight, wait, or were dropped and why; of a shared
+group, which members got them.
 
 Must not know: the socket that asks, how an answer is printed, files and lines of rules (they are
 text). Why a client got nothing of a topic is `mqttd.operate.why`.
 
 Invariants: nothing is changed by asking, but that plugins which have to be asked again count it as
-ever; the record is read in steps, so that a long one holds nobody up; numbers add up: `count =
+ever; the record is read in steps, so that a long one holds nobody up, and no longer than until
+`Question.until`: what isn't found, or asked for, by then is left out, and the answer says so;
+numbers add up: `count =
 delivered + in_flight + queued + all of dropped` for each receiver. What a restart forgot is not
 guessed at: a message from before it is not in the record.
 """
@@ -17,8 +20,10 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import math
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any, Final
 
 from mqttd.core import counters as count
@@ -45,9 +50,16 @@ class Question:
     topic: str = ""
     since: float = 0.0  # in the core's clock
     limit: int = 50
+    until: float = math.inf  # when the answer has to be there, in the core's clock
+    late: bool = False  # it wasn't, not all of it
 
     def is_about(self, topic: str) -> bool:
         return not self.topic or topic == self.topic or matches(self.topic, topic)
+
+    def is_over(self) -> bool:
+        """There is no time left."""
+        self.late = self.late or monotonic() >= self.until
+        return self.late
 
 
 @dataclass(slots=True)
@@ -57,6 +69,7 @@ class Tally:
     queued: int = 0
     left: int = 0  # of those: sent later, or dropped out of the queue
     dropped: dict[str, int] = field(default_factory=dict)
+    members: dict[str, int] = field(default_factory=dict)  # of a group, that were handed some
 
     @property
     def waiting(self) -> int:
@@ -87,6 +100,8 @@ class Story:
             return
         if trace.kind == watch.DROPPED:
             tally.dropped[trace.reason] = tally.dropped.get(trace.reason, 0) + number
+        elif trace.reason:
+            tally.members[trace.reason] = tally.members.get(trace.reason, 0) + number
         tally.left += min(number, tally.waiting)
 
     def room(self, trace: Trace, still_queued: int) -> int:
@@ -109,6 +124,8 @@ async def stories(broker: Broker, question: Question) -> list[Story]:
     wanted = (watch.PUBLISHED, watch.DENIED)
     for place, trace in enumerate(list(watcher.traces)):
         if place % _STEP == _STEP - 1:
+            if question.is_over():
+                break
             await asyncio.sleep(0)
         if trace.kind in wanted:
             found.append(Story(trace, trace.topic, trace.kind == watch.DENIED))
@@ -121,6 +138,8 @@ async def stories(broker: Broker, question: Question) -> list[Story]:
         seen += 1 + _attribute(found, first, trace, held)
         if seen >= _STEP:
             seen = 0
+            if question.is_over():
+                break
             await asyncio.sleep(0)
     about = [story for story in found if _is_about(broker, question, story)]
     return about[-question.limit :]
@@ -182,7 +201,7 @@ async def tell(
     """The messages as plain values, some at a time. `epoch` + the core's clock is wall time."""
     portion: list[dict[str, Any]] = []
     held = Held(broker)
-    rules = _Rules(broker, hooks)
+    rules = _Rules(broker, hooks, question)
     for story in await stories(broker, question):
         portion.append(await _told(broker, rules, story, question, held, epoch))
         if len(portion) >= _PORTION:
@@ -230,9 +249,10 @@ def _is_of(broker: Broker, name: str, client_id: str) -> bool:
 class _Rules:
     """Which rule decided on a message: as it was written down, or as the plugins say now."""
 
-    def __init__(self, broker: Broker, hooks: HookManager | None) -> None:
+    def __init__(self, broker: Broker, hooks: HookManager | None, question: Question) -> None:
         self._broker = broker
         self._hooks = hooks
+        self._question = question
         self._known: dict[tuple[str, str, int, bool], str] = {}
 
     async def of(self, story: Story) -> tuple[str, bool]:
@@ -247,7 +267,15 @@ class _Rules:
             return "", False
         key = (trace.client_id, story.topic, trace.qos, trace.retain)
         if key not in self._known:
-            decision = await self._hooks.chains.authorize_publish(session.guest, *key[1:])
+            if self._question.is_over():
+                return "", False
+            ask = self._hooks.chains.authorize_publish(session.guest, *key[1:])
+            left = self._question.until - monotonic()
+            try:
+                decision = await asyncio.wait_for(ask, None if left == math.inf else left)
+            except TimeoutError:
+                self._question.late = True
+                return "", False
             reason = decision.reason if isinstance(decision, Deny) else ""
             self._known[key] = decision.rule or reason
         return self._known[key], True
@@ -323,7 +351,16 @@ def _received(broker: Broker, story: Story, name: str, held: Held) -> dict[str, 
         "dropped": dropped,
         "connected": _is_connected(session),
         "shared": name.startswith("$share/"),
+        "members": _members(trace, tally, name),
     }
+
+
+def _members(trace: Trace, tally: Tally, name: str) -> dict[str, int]:
+    """How many of a story each member of a shared group was handed, at once or later."""
+    found = dict(tally.members)
+    for member, number in ((trace.members or {}).get(name) or {}).items():
+        found[member] = found.get(member, 0) + number
+    return found
 
 
 def _is_connected(session: Session | None) -> bool:

@@ -30,6 +30,8 @@ def lines(
     for message in messages:
         yield from _message(message, client_id, now)
     record = end["record"]
+    if end.get("late"):
+        yield "This is not all: there was no more time. Ask for less, by --topic or --since."
     if not record["limit"]:
         yield "The broker keeps no record of decisions: see control.record."
     elif not messages and not end["findings"]:
@@ -72,9 +74,19 @@ def _outcome(receiver: dict[str, Any]) -> str:
         if receiver[key]:
             parts.append(f"{receiver[key]} {word}")
     parts += [f"{number} dropped ({reason})" for reason, number in receiver["dropped"].items()]
-    if receiver["shared"]:
+    members = receiver["members"]
+    if members:
+        alone = len(members) == 1
+        named = [_member(name, number, alone) for name, number in members.items()]
+        parts.append("to " + ", ".join(named))
+    elif receiver["shared"]:
         parts.append("to one member each")
     return ", ".join(parts) or "nothing"
+
+
+def _member(client_id: str, number: int, alone: bool) -> str:
+    name = client_id or "other members"
+    return name if alone else f"{name} ({number})"
 
 
 def _when(message: dict[str, Any], now: float) -> str:

@@ -54,6 +54,7 @@ CODES: Final = {
     "waiting": "messages wait for it, or are not acknowledged",
     "shared": "its subscription is shared: each message goes to one member",
     "delivered": "messages were delivered",
+    "member": "how many of those for its shared subscription went to it",
 }
 
 
@@ -257,9 +258,14 @@ def _received(
         findings.append(finding("offline", f"It is not connected: {kept}."))
     delivered = waiting = 0
     dropped: dict[str, int] = {}
+    shared: dict[str, int] = {}
     for message in told:
         for receiver in message["receivers"]:
-            if receiver["client"] != session.client_id:
+            name = receiver["client"]
+            if receiver["shared"]:
+                handed = receiver["members"].get(session.client_id, 0)
+                shared[name] = shared.get(name, 0) + handed
+            if name != session.client_id:
                 continue
             delivered += receiver["delivered"]
             waiting += receiver["in_flight"] + receiver["queued"]
@@ -273,6 +279,9 @@ def _received(
         findings.append(finding("waiting", says, count=waiting))
     if delivered:
         findings.append(finding("delivered", f"{delivered} delivered.", count=delivered))
+    for name, number in shared.items():
+        says = f"{number or 'None'} of those for {name} went to it."
+        findings.append(finding("member", says, filter=name, count=number))
     return findings
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mqttd.net import lines
-from mqttd.net.lines import LineServer, ListenError, Refused
+from mqttd.net.lines import ASKED_BY, LineServer, ListenError, Refused
 from tests.net.kit import PATIENCE, until
 
 Portion = list[dict[str, object]]
@@ -27,7 +27,8 @@ async def echo(request: Mapping[str, Any]) -> AsyncIterator[Portion]:
         raise RuntimeError("secret detail")
     for number in range(int(request.get("portions", 0))):
         yield [{"item": number}]
-    yield [{"end": dict(request)}]
+    told = {key: value for key, value in request.items() if key != ASKED_BY}
+    yield [{"end": request[ASKED_BY] if request.get("who") else told}]
 
 
 @contextlib.asynccontextmanager
@@ -210,3 +211,12 @@ async def test_stop_ends_what_is_under_way(tmp_path: Path) -> None:
     assert await asker.line() is None
     assert not server._serving
     asker.close()
+
+
+async def test_the_answer_is_told_who_asks_whatever_the_request_claims(tmp_path: Path) -> None:
+    async with serving(tmp_path / "m.ctl") as server:
+        asker = await Asker.open(server.path)
+        for claim in (b"", b', "asked_by": 12345'):
+            asker.send(b'{"who": true' + claim + b"}\n")
+            assert await asker.line() == {"end": os.geteuid()}
+        asker.writer.close()
