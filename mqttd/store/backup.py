@@ -5,8 +5,10 @@ name, and what it may not take the place of.
 
 Must not know: the broker and its core, what is in the tables, terminals, exit codes.
 
-Invariants: nothing of the database is changed; the copy is one instant of it; it has its name only
-when it is whole, checked and on the disk, and nothing is left of one that failed.
+Invariants: nothing of the database is changed; the copy is one instant of it, but for the serial
+that comes next: it is beyond all that the broker gives from now on, so that whoever starts on the
+copy gives none of them again; it has its name only when it is whole, checked and on the disk, and
+nothing is left of one that failed.
 
 A broker that commits all the time would make SQLite's online backup start over with each slice. So
 it reads inside one transaction, which keeps the pages as they are; meanwhile the broker's log can't
@@ -43,6 +45,7 @@ from mqttd.store.admin import (
 BACKUP: Final = "mqttd.db.backup/1"
 
 _SLICE_PAGES: Final = 1024  # copied between two reports of progress
+_AHEAD: Final = 1 << 40  # serials: more than a broker gives between a backup and its use
 _PARTS: Final = ("", "-wal", "-shm", "-journal", ".lock")  # what belongs to one database
 
 
@@ -143,6 +146,7 @@ def _copy(
 
             try:
                 db.backup(copy, pages=_SLICE_PAGES, progress=report)
+                copy.execute("UPDATE meta SET value = value + ? WHERE key = 'serials'", (_AHEAD,))
             except sqlite3.Error as error:
                 code = getattr(error, "sqlite_errorcode", 0) & 0xFF
                 if code == sqlite3.SQLITE_FULL:
