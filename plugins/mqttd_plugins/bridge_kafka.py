@@ -179,7 +179,7 @@ def _prepare(config: Config) -> Access:
 class KafkaRemote(Remote):
     """A producer and a consumer, from their beginning to the first failure."""
 
-    batch = 1024
+    batch = 512
 
     def __init__(self, config: Config, access: Access, name: str, learnt: Learnt) -> None:
         self._config = config
