@@ -15,6 +15,7 @@ Must not know: the core. Nothing here is used by a broker that runs.
 from __future__ import annotations
 
 import asyncio
+import errno
 import heapq
 import logging
 from collections import deque
@@ -31,6 +32,7 @@ from mqttd.api import (
     InternalClient,
     Message,
     MessageProperties,
+    NoRoom,
     Plugin,
     PluginConfig,
     ProtocolError,
@@ -82,8 +84,9 @@ class _Work(Timer):
 
 
 class _Rows(Table):
-    def __init__(self) -> None:
+    def __init__(self, stand_in: StandIn) -> None:
         self.rows: dict[str, bytes] = {}
+        self._stand_in = stand_in
 
     def get(self, key: str) -> bytes | None:
         return self.rows.get(key)
@@ -94,6 +97,8 @@ class _Rows(Table):
     def set(self, key: str, value: bytes) -> Awaitable[None]:
         if not isinstance(key, str) or not isinstance(value, bytes):  # as in the broker
             raise TypeError(f"a row of {type(key).__name__} and {type(value).__name__}")
+        if self._stand_in.full:
+            raise NoRoom(errno.ENOSPC, "the disk is full: nothing more is stored")
         self.rows[key] = value
         return _done()
 
@@ -233,6 +238,7 @@ class StandIn(BrokerServices):
         self.gauges: dict[str, float] = {}
         self.audited: list[tuple[str, dict[str, object]]] = []
         self.tables: dict[str, _Rows] = {}
+        self.full = False  # the disk is: tables take no row
         self.clients: dict[str, StandInClient] = {}
         self.works: list[_Work] = []
         self.replies: dict[str, bytes] = {}  # topic of a request → payload of its answer
@@ -354,7 +360,7 @@ class StandIn(BrokerServices):
         return await asyncio.to_thread(function, *arguments)
 
     def table(self, name: str = "") -> Table:
-        return self.tables.setdefault(name, _Rows())
+        return self.tables.setdefault(name, _Rows(self))
 
     def count(self, name: str, by: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + by

@@ -32,7 +32,7 @@ from mqttd.core.errors import ProtocolError
 from mqttd.core.session import Session
 from mqttd.core.topics import is_wildcard, validate_topic_filter
 from mqttd.hooks.manager import HookManager
-from mqttd.hooks.plugin import Plugin
+from mqttd.hooks.plugin import NoRoom, Plugin
 from mqttd.metrics import VERSIONS
 from mqttd.net.lines import ASKED_BY, Refused
 from mqttd.operate.audit import act, shown
@@ -305,6 +305,8 @@ class Operator:
                 done = await plugin.control(action, arguments)
         except ValueError as error:
             raise Refused(str(error)) from None
+        except NoRoom as error:
+            raise Refused(error.strerror or str(error)) from None
         except TimeoutError:
             raise Refused(f"{name} took longer than {limit_s:g} s") from None
         except (Exception, SystemExit) as error:  # the loop would end with the latter

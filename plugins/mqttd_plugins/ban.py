@@ -19,6 +19,7 @@ banned is bounded in number; a refusal by a ban is no further offence; bans surv
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import math
 import time
@@ -38,6 +39,7 @@ from mqttd.api import (
     Deny,
     Duration,
     Event,
+    NoRoom,
     Plugin,
     PluginConfig,
     reason_codes,
@@ -326,7 +328,13 @@ class BanPlugin(Plugin[Config]):
         for key in gone:
             self._table.delete(row_key(key))
         self._count()
-        return self._table.set(row_key(ban.key), to_row(ban))
+        try:
+            return self._table.set(row_key(ban.key), to_row(ban))
+        except NoRoom:  # better one that ends with the broker than none
+            self.broker.log.warning("the disk is full: a ban is in memory only")
+            done = asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            return done
 
     def _sweep(self) -> None:
         now = self.broker.now()

@@ -170,6 +170,19 @@ async def test_who_leaves_before_its_password_was_looked_at_has_guessed() -> Non
     assert isinstance(connect(plugin), Deny)
 
 
+async def test_with_a_full_disk_a_ban_holds_as_long_as_the_broker(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plugin, broker = await started(brute_force={"failures": 1})
+    broker.full = True
+    refused(plugin, 1)
+    assert isinstance(connect(plugin), Deny)
+    assert broker.table().items() == []
+    assert "the disk is full: a ban is in memory only" in caplog.text
+    await plugin.control("add", {"kind": "client", "value": "by-hand"})
+    assert isinstance(connect(plugin, "by-hand", "192.0.2.8"), Deny)
+
+
 async def test_failures_may_be_counted_by_user_and_by_client() -> None:
     plugin, _ = await started(brute_force={"failures": 3, "by": ["user", "client"]})
     for number in range(3):
