@@ -7,9 +7,12 @@ when it is told to, and keeps no sessions.
 """
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
+
+import pytest
 
 from device_sim.engine.course import Idle
 from mqttd.core import spec
@@ -296,3 +299,16 @@ class Liar:
                 peer.deliver(Publish(message.topic + "x", message.payload, message.qos))
             if held is not None:
                 peer.deliver(held)
+
+
+@contextlib.contextmanager
+def lying(lies: Lies) -> Iterator[int]:
+    """A liar that no run of this process gives up because its thread has to wait for its turn.
+
+    It lies at once or never, so that a run need not listen for long when everything has come.
+    """
+    liar = Liar(lies)
+    with liar as port, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("device_sim.engine.course.Idle", liar.idle)
+        patch.setattr("device_sim.engine.course.GRACE_S", 0.1)
+        yield port

@@ -143,7 +143,7 @@ async def test_a_slow_link_pushes_back() -> None:
         client = await made.client()
         both(made.proxy, Conditions(bandwidth=1_000_000))
         client.transport.set_write_buffer_limits(HIGH)
-        client.transport.write(noise(64 * HIGH))
+        client.transport.write(bytes(64 * HIGH))
         near = next(iter(made.proxy.pairs)).near
         await until(lambda: near.held_bytes > HIGH)
         held = near.held_bytes

@@ -8,7 +8,6 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,20 +19,11 @@ from device_sim.engine.flood import Flood
 from device_sim.engine.plan import Settings
 from mqttd.core import spec
 from mqttd.core.properties import Properties
-from tests.device_sim.liar import Liar, Lies
+from tests.device_sim.liar import Liar, Lies, lying
 from tests.net.kit import PATIENCE, reserved_port, until
 
 DEVICES = 3
 COUNT = 40
-
-
-@contextlib.contextmanager
-def lying(lies: Lies) -> Iterator[int]:
-    """A liar that no flood of this process gives up because its thread has to wait for its turn."""
-    liar = Liar(lies)
-    with liar as port, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("device_sim.engine.course.Idle", liar.idle)
-        yield port
 
 
 def flood(lies: Lies, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -322,7 +312,7 @@ def test_a_terminal_gets_tables_and_a_live_view() -> None:
     terminal, its_other_end = pty.openpty()
     with Liar(lies) as port:
         # A run of more than a second shows itself at least once.
-        arguments = ["-p", str(port), "-n", "2", "-r", "20", "-t", "1.3", "-q1", "--settle=3"]
+        arguments = ["-p", str(port), "-n", "2", "-r", "20", "-t", "1.3", "-q1", "--settle=0.5"]
         with subprocess.Popen(
             [sys.executable, "-m", "device_sim", "flood", *arguments],
             stdout=its_other_end,

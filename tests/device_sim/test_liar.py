@@ -3,16 +3,14 @@
 test_flood does the same for what a flood can show: drops, copies, swaps, damage, strays, refusals.
 """
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from device_sim.cli import main
-from tests.device_sim.liar import Liar, Lies
+from tests.device_sim.liar import Lies, lying
 
 DEVICES = 4
 SCENARIO = f"""
@@ -59,15 +57,6 @@ stages:
     actions:
       - disconnect: {{groups: [device], mode: MODE}}
 """
-
-
-@contextlib.contextmanager
-def lying(lies: Lies) -> Iterator[int]:
-    """A liar that no run of this process gives up because its thread has to wait for its turn."""
-    liar = Liar(lies)
-    with liar as port, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("device_sim.engine.course.Idle", liar.idle)
-        yield port
 
 
 def run(
@@ -147,9 +136,7 @@ def test_a_delay_is_no_trouble_and_shows_in_the_latency(
 ) -> None:
     lies = Lies()
     lies.delay = {3, 4, 5}
-    liar = Liar(lies)
-    with liar as port, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("device_sim.engine.course.Idle", liar.idle)
+    with lying(lies) as port:
         arguments = ["-n", "2", "-c", "10", "-r", "20", "-q", "1", "--settle", "0.3"]
         arguments += ["--report", str(tmp_path / "page.html"), "--junit", str(tmp_path / "x.xml")]
         code = main(["flood", "-p", str(port), "--quiet", "--json", *arguments])

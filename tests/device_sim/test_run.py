@@ -460,7 +460,7 @@ stages:
 @pytest.mark.parametrize("name", ["smart-home", "factory-telemetry", "vehicle-fleet"])
 async def test_catalogue_of_telemetry(name: str) -> None:
     async with broker() as app:
-        _, result = await run_on(app, load(name, scale=0.02, speed=20))
+        _, result = await run_on(app, load(name, scale=0.02, speed=40))
     assert_good(result)
     assert result.totals["all"]["received"] > 100
 
@@ -470,7 +470,7 @@ async def test_catalogue_of_telemetry(name: str) -> None:
 )
 async def test_catalogue_of_events(name: str) -> None:
     async with broker() as app:
-        _, result = await run_on(app, load(name, scale=0.02, speed=20))
+        _, result = await run_on(app, load(name, scale=0.02, speed=40))
     assert_good(result)
     assert result.totals["all"]["received"] > 30
 

@@ -1,15 +1,13 @@
 """A scenario against a broker that lies on command: each class exactly, and early ends."""
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from device_sim.cli import main
-from tests.device_sim.liar import Liar, Lies
+from tests.device_sim.liar import Lies, lying
 from tests.net.kit import reserved_port
 
 DEVICES = 3
@@ -29,15 +27,6 @@ stages:
   - {{name: connect, actions: [connect: {{timeout: 30s}}]}}
   - {{name: go, actions: [publish: {{count: 40}}]}}
 """
-
-
-@contextlib.contextmanager
-def lying(lies: Lies) -> Iterator[int]:
-    """A liar that no run of this process gives up because its thread has to wait for its turn."""
-    liar = Liar(lies)
-    with liar as port, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("device_sim.engine.course.Idle", liar.idle)
-        yield port
 
 
 def run(
