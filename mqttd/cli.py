@@ -42,6 +42,7 @@ examples:
   mqttd acl check --help            what an access control list says
   mqttd plugins                     what is installed; with a name: its configuration
   mqttd clients                     who is connected to the broker that runs here
+  mqttd bridges                     how its bridges to other systems are
   mqttd explain --client sensor-7   why messages did, or didn't, reach it
 
 exit code: 0 good, 1 the verdict is bad, 2 usage or configuration
