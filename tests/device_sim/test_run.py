@@ -16,6 +16,7 @@ from device_sim.language.load import elsewhere, load, parse
 from device_sim.language.scenario import Scenario
 from device_sim.results.result import Result
 from mqttd.app import App
+from tests.device_sim.test_run_brokers import MIXED
 from tests.net.kit import loopback, running, until
 from tests.tls import Authority
 
@@ -473,6 +474,16 @@ async def test_catalogue_of_events(name: str) -> None:
         _, result = await run_on(app, load(name, scale=0.02, speed=40))
     assert_good(result)
     assert result.totals["all"]["received"] > 30
+
+
+async def test_a_mixed_fleet_with_faults() -> None:
+    async with broker() as app:
+        _, result = await run_on(app, parse(MIXED.format(port=0)))
+    assert_good(result)
+    assert result.totals["qos1"]["received"] > 100
+    assert result.totals["qos2"]["received"] > 100
+    assert result.histograms["round_trip"].count > 10
+    assert [fault.kind for fault in result.faults].count("disconnect") == 2
 
 
 async def test_interrupted() -> None:

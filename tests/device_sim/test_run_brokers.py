@@ -1,4 +1,7 @@
-"""Scenarios on brokers in processes of their own: Debian's mosquitto, and mqttd, also killed."""
+"""Scenarios on brokers in processes of their own: Debian's mosquitto, and both of them killed.
+
+test_run has what is promised by an mqttd in this process.
+"""
 
 import json
 from pathlib import Path
@@ -6,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from device_sim.cli import main
-from tests.device_sim.test_brokers import Serve, mosquitto, mosquitto_program, mqttd
+from tests.device_sim.test_brokers import mosquitto, mosquitto_program
 from tests.tls import Authority
 
 MIXED = """
@@ -62,11 +65,8 @@ stages:
 """
 
 
-@pytest.mark.parametrize("serve", [mosquitto, mqttd])
-def test_a_mixed_fleet_with_faults(
-    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with serve(tmp_path, None) as port:
+def test_a_mixed_fleet_with_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with mosquitto(tmp_path, None) as port:
         file = tmp_path / "mixed.yaml"
         file.write_text(MIXED.format(port=port))
         code = main(["run", str(file), "--quiet", "--json"])
@@ -79,8 +79,7 @@ def test_a_mixed_fleet_with_faults(
     assert [fault["kind"] for fault in result["faults"]].count("disconnect") == 2
 
 
-@pytest.mark.parametrize("serve", [mosquitto, mqttd])
-def test_over_tls(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_over_tls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     authority = Authority(tmp_path)
     text = f"""
 scenario: tls
@@ -94,7 +93,7 @@ stages:
 """
     file = tmp_path / "tls.yaml"
     file.write_text(text)
-    with serve(tmp_path, authority) as port:
+    with mosquitto(tmp_path, authority) as port:
         assert main(["run", str(file), "-p", str(port), "--quiet"]) == 0
         file.write_text(text.replace(f"{{ca: {authority.file}}}", "{}"))
         assert main(["run", str(file), "-p", str(port), "--quiet"]) == 3

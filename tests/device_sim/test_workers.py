@@ -14,7 +14,6 @@ from device_sim.engine.run_result import run_result
 from device_sim.language.load import elsewhere, parse
 from device_sim.results.merging import merge
 from device_sim.results.result import Result
-from tests.device_sim.test_brokers import mqttd
 from tests.device_sim.test_run import broker, port_of
 
 TEXT = """
@@ -72,25 +71,27 @@ async def test_slices_are_disjoint_and_their_results_add_up() -> None:
     assert merged.scenario.workers == 3
 
 
-def test_a_worker_that_dies_ends_the_run_and_the_others_tell_what_they_saw(tmp_path: Path) -> None:
+async def test_a_worker_that_dies_ends_the_run_and_the_others_tell_what_they_saw(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "long.yaml"
     file.write_text(TEXT.replace("{count: 10}", "{duration: 10m}").replace("count: 10}]", "}]"))
-    with mqttd(tmp_path, None) as port:
-        command = ["run", str(file), "-p", str(port), "--workers", "2", "--json"]
-        with subprocess.Popen(
-            [sys.executable, "-m", "device_sim", *command],
+    async with broker() as app:
+        command = ["run", str(file), "-p", str(port_of(app)), "--workers", "2", "--json"]
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "device_sim", *command),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
             env=environment(),
-        ) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            while " go " not in process.stderr.readline():
-                assert process.poll() is None
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-            os.kill(int(children.split()[1]), signal.SIGKILL)
-            result = json.loads(process.stdout.read())
+            limit=1 << 24,
+        )
+        assert process.stderr is not None
+        while b" go " not in await process.stderr.readline():
+            assert process.returncode is None
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        os.kill(int(children.split()[1]), signal.SIGKILL)
+        said, _ = await process.communicate()
+    result = json.loads(said)
     assert process.returncode == 3
     assert result["verdict"]["broken_off"] == "worker 1 ended with code -9"
     assert result["scenario"]["workers"] == 1
