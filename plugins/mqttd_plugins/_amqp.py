@@ -18,11 +18,13 @@ Must not know: connections, how anything is encoded. `wall` is seconds since 197
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from mqttd.api import Message
+from mqttd_plugins import _amqp_wire as wire
 from mqttd_plugins._amqp_wire import Properties
 from mqttd_plugins._bridge.identity import ID, VIA
 from mqttd_plugins._bridge.properties import (
@@ -34,6 +36,7 @@ from mqttd_plugins._bridge.properties import (
     OURS,
     QOS,
     RESPONSE_TOPIC,
+    RETAIN,
     TOPIC,
     all_of,
     headers_of,
@@ -48,13 +51,39 @@ ALL_HEADERS: Final = "x-mqtt-user-properties"
 _USER: Final = "mqtt-user-"
 _SHORT: Final = 255  # bytes of a short string
 _LONGEST: Final = 65535  # bytes of a string in MQTT
+_REMEMBERED: Final = 512  # letters of topic and client id, together
 _NOT_LISTED: Final = OURS | {ID, VIA}
 _AS_THEY_ARE: Final = frozenset({ID, VIA, TOPIC, QOS, CLIENT_ID})  # what nearly all have, first
 _ALSO: Final = {"reply_to": "amqp-reply-to", "message_type": "amqp-type", "app_id": "amqp-app-id"}
 
 
+def block_of(item: Item, wall: float) -> bytes:
+    """The properties of an item to be published, as they stand in a header frame."""
+    message = item.message
+    plain = not message.block and not item.headers and message.expires_in_s is None
+    topic, client_id = message.topic, message.client_id
+    if not plain or item.rule.payload != "raw" or len(topic) + len(client_id) > _REMEMBERED:
+        return wire.block_of(properties_of(item, wall))
+    retain = message.retain and item.rule.retain
+    pairs = _plain_pairs(topic, message.qos, retain, client_id, item.via)
+    return wire.usual_block(pairs + wire.pairs_of({ID: item.id}), 2 if item.qos else 1, item.id)
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain_pairs(topic: str, qos: int, retain: bool, client_id: str, via: str) -> bytes:
+    """The headers of a message without properties, but for its id: mostly they repeat."""
+    table = {TOPIC: topic, QOS: str(qos)}
+    if retain:
+        table[RETAIN] = "true"
+    if client_id:
+        table[CLIENT_ID] = client_id
+    if via:
+        table[VIA] = via
+    return wire.pairs_of(table)
+
+
 def properties_of(item: Item, wall: float) -> dict[str, Any]:
-    """The properties by their AMQP names, for an item to be published."""
+    """The properties by their AMQP names."""
     out: dict[str, Any] = {
         "delivery_mode": 2 if item.qos else 1,
         "message_id": item.id,

@@ -20,8 +20,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from mqttd_plugins import _amqp_wire as wire
 from mqttd_plugins._amqp_connection import Channel, Connection, Ended
@@ -77,14 +76,17 @@ class Publisher:
         item: Item,
         exchange: str,
         key: str,
-        properties: Mapping[str, Any],
+        block: bytes,
         done: Done,
         *,
         mandatory: bool,
     ) -> None:
-        """Publish with the next `flush`. Poison for properties that don't fit into a frame."""
+        """Publish with the next `flush`. Poison for properties that don't fit into a frame.
+
+        `block` has the properties, as they stand in a header frame.
+        """
         channel, body = self._channel, item.payload
-        header = wire.content_header(channel.number, len(body), properties)
+        header = wire.content_header(channel.number, len(body), block)
         if len(header) > self._connection.frame_max:
             raise Poison(
                 f"its headers take {len(header)} bytes, "

@@ -137,7 +137,8 @@ def _write_long(value: bytes) -> bytes:
 _write_name: Final = functools.lru_cache(maxsize=1024)(_write_short)  # the same ones, mostly
 
 
-def _write_table(table: Mapping[str, Any]) -> bytes:
+def pairs_of(table: Mapping[str, Any]) -> bytes:
+    """What is in a table: text, byte strings, booleans, integers, tables. Pairs may be joined."""
     parts: list[bytes] = []
     for name, value in table.items():
         if type(value) is str:
@@ -145,7 +146,11 @@ def _write_table(table: Mapping[str, Any]) -> bytes:
             parts += (_write_name(name), b"S", _U32.pack(len(data)), data)
         else:
             parts += (_write_name(name), _written(value))
-    return _write_long(b"".join(parts))
+    return b"".join(parts)
+
+
+def _write_table(table: Mapping[str, Any]) -> bytes:
+    return _write_long(pairs_of(table))
 
 
 def _written(value: Any) -> bytes:
@@ -294,6 +299,7 @@ _PROPERTIES: Final = (
 )
 
 _WRITTEN: Final = tuple((name, flag, _WRITERS[letter]) for name, flag, letter in _PROPERTIES)
+_USUAL: Final = _U16.pack(1 << 13 | 1 << 12 | 1 << 7)
 _READ: Final = tuple((name, flag, _READERS[letter]) for name, flag, letter in _PROPERTIES)
 
 
@@ -315,16 +321,27 @@ class Properties:
     app_id: str | None = None
 
 
-def content_header(channel: int, body_size: int, properties: Mapping[str, Any]) -> bytes:
-    """The header frame of a message. `properties` by their names."""
+def block_of(properties: Mapping[str, Any]) -> bytes:
+    """Properties, by their names, as they stand in a header frame."""
     flags = 0
     parts = [b""]
     for name, flag, write in _WRITTEN:
         if name in properties:
             flags |= flag
             parts.append(write(properties[name]))
-    parts[0] = _CONTENT.pack(_BASIC, 0, body_size) + _U16.pack(flags)
-    return frame_of(HEADER, channel, b"".join(parts))
+    parts[0] = _U16.pack(flags)
+    return b"".join(parts)
+
+
+def usual_block(pairs: bytes, delivery_mode: int, message_id: str) -> bytes:
+    """The same for `headers`, by what `pairs_of` made, `delivery_mode` and `message_id` alone."""
+    mode = bytes((delivery_mode,))
+    return _USUAL + _U32.pack(len(pairs)) + pairs + mode + _write_short(message_id)
+
+
+def content_header(channel: int, body_size: int, block: bytes) -> bytes:
+    """The header frame of a message."""
+    return frame_of(HEADER, channel, _CONTENT.pack(_BASIC, 0, body_size) + block)
 
 
 def body_frames(channel: int, body: bytes, frame_max: int) -> list[bytes]:

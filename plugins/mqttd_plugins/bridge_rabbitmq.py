@@ -36,7 +36,7 @@ from pydantic import Field, model_validator
 
 from mqttd.api import BrokerServices, PluginConfig, Size
 from mqttd_plugins import _amqp_wire as wire
-from mqttd_plugins._amqp import message_of, properties_of, routing_key
+from mqttd_plugins._amqp import block_of, message_of, routing_key
 from mqttd_plugins._amqp_connection import Channel, Connection, Ended, Login, words_of
 from mqttd_plugins._amqp_publisher import Publisher
 from mqttd_plugins._amqp_wire import Properties
@@ -262,19 +262,19 @@ class RabbitRemote(Remote):
         assert publisher is not None
         for item in items:
             try:
-                exchange, key, properties = self._made(item)
+                exchange, key, block = self._made(item)
                 if publisher.is_flying(item, exchange, key):
                     publisher.flush()
                     await publisher.until_answered(item, exchange, key)
                 assert isinstance(item.rule, RabbitRule)
                 mandatory = item.rule.mandatory
-                publisher.publish(item, exchange, key, properties, done, mandatory=mandatory)
+                publisher.publish(item, exchange, key, block, done, mandatory=mandatory)
             except Poison as poison:
                 done(item, poison)
         publisher.flush()
         await self._connections[0].writable()
 
-    def _made(self, item: Item) -> tuple[str, str, dict[str, Any]]:
+    def _made(self, item: Item) -> tuple[str, str, bytes]:
         """Exchange, routing key and properties. Poison for what RabbitMQ could never take."""
         rule = item.rule
         assert isinstance(rule, RabbitRule)
@@ -282,7 +282,7 @@ class RabbitRemote(Remote):
         if size > self._largest[0]:
             raise Poison(f"too large: {size} bytes, and RabbitMQ takes {self._largest[0]}")
         key = routing_key(item, slashes=rule.slashes or not rule.exchange)
-        return rule.exchange, key, properties_of(item, time.time())
+        return rule.exchange, key, block_of(item, time.time())
 
     # Inward.
 

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import datetime
 import decimal
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mqttd_plugins._amqp import message_of, properties_of, routing_key
+from mqttd_plugins import _amqp_wire as wire
+from mqttd_plugins._amqp import block_of, message_of, properties_of, routing_key
 from mqttd_plugins._bridge.remote import Item, Poison
 from mqttd_plugins.bridge_rabbitmq import RabbitRule
 
-from mqttd.api import Message
+from mqttd.api import Message, MessageProperties
 from tests.bridges.faces import item
 
 RULE = RabbitRule.model_validate({"direction": "out", "from": "#"})
 WALL = 1_700_000_000.0
-NAMES = (
-    *("content_type", "correlation_id", "expiration", "reply_to", "message_type", "app_id"),
-    *("delivery_mode", "message_id"),
-)
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8)
 WORDS = TEXTS | st.sampled_from(["CC", "x-death", "mqtt-topic", "content-type", "mqtt-user-a"])
 
 
 def arrives(properties: dict[str, Any], key: str = "k") -> Message:
     """What comes back of it, as if a queue had held it."""
-    found = SimpleNamespace(headers=None, **dict.fromkeys(NAMES))
-    found.__dict__.update(properties)
+    found = wire.Properties()
+    vars(found).update(properties)
     return message_of(key, b"x", found, WALL)[0]
 
 
@@ -67,6 +63,36 @@ def test_properties_come_back_as_they_went(
     assert back.properties.correlation_data == correlation
     assert back.properties.response_topic == response
     assert back.expires_in_s == pytest.approx(expires) if expires else back.expires_in_s is None
+
+
+@given(
+    topic=st.sampled_from(["a/b", "ü/ü", "t" * 600]),
+    client_id=st.sampled_from(["", "one", "c" * 600]),
+    via=st.sampled_from(["", "o,p"]),
+    qos=st.integers(0, 2),
+    retain=st.booleans(),
+    rule=st.sampled_from([RULE, RULE.model_copy(update={"retain": False, "payload": "envelope"})]),
+    user=st.sampled_from([(), (("a", "1"),)]),
+    more=st.sampled_from([(), (("b", "2"),)]),
+    expires=st.none() | st.just(9.0),
+)
+def test_the_short_way_leads_where_the_long_one_does(
+    topic: str,
+    client_id: str,
+    via: str,
+    qos: int,
+    retain: bool,
+    rule: RabbitRule,
+    user: tuple[tuple[str, str], ...],
+    more: tuple[tuple[str, str], ...],
+    expires: float | None,
+) -> None:
+    properties = MessageProperties(user_properties=user)
+    message = Message(topic, b"x", qos, retain, properties, expires, client_id)
+    made = Item(1, rule, message, id="o-1-1", via=via, target="t", key="k", headers=more)
+    header = wire.content_header(1, 1, block_of(made, WALL))
+    read = wire.content_from(header[7:-1])[1]
+    assert vars(read) == properties_of(made, WALL)
 
 
 def test_what_amqp_has_a_place_for_stands_there() -> None:

@@ -193,7 +193,8 @@ async def test_messages_come_in_parts() -> None:
         for number, body in enumerate(bodies):
             parts = wire.body_frames(channel.number, body, 8192)
             server.send(wire.DELIVER.frame(channel.number, "t", number, False, "e", "k"))
-            server.send(wire.content_header(channel.number, len(body), {"message_id": "i"}))
+            block = wire.block_of({"message_id": "i"})
+            server.send(wire.content_header(channel.number, len(body), block))
             server.send(b"".join(parts))
         await until(lambda: len(got) == 3)
         assert got == [("t", number, "k", "i", body) for number, body in enumerate(bodies)]
@@ -212,7 +213,7 @@ DELIVER = wire.DELIVER.frame(1, "t", 1, False, "e", "k")
         (DELIVER + DELIVER, "basic.deliver where a message was to go on"),
         (DELIVER + wire.frame_of(wire.BODY, 1, b"x"), "doesn't belong to it"),
         (
-            DELIVER + wire.content_header(1, 1, {}) + wire.frame_of(wire.BODY, 1, b"xy"),
+            DELIVER + wire.content_header(1, 1, b"\0\0") + wire.frame_of(wire.BODY, 1, b"xy"),
             "doesn't belong to it",
         ),
         (wire.frame_of(wire.BODY, 1, bytes(8185)), "agreed were 8192 at most"),

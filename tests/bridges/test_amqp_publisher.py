@@ -41,10 +41,8 @@ class Desk:
 
     def publish(self, *ids: str, exchange: str = "e", key: str = "k", **more: Any) -> None:
         for id in ids:
-            properties = {"message_id": id} | more
-            self.publisher.publish(
-                self.item(id), exchange, key, properties, self._done, mandatory=True
-            )
+            block = wire.block_of({"message_id": id} | more)
+            self.publisher.publish(self.item(id), exchange, key, block, self._done, mandatory=True)
         self.publisher.flush()
 
     def _done(self, item: Item, failure: Failure | None) -> None:
@@ -56,7 +54,10 @@ class Desk:
 
     def come_back(self, id: str, exchange: str = "e", key: str = "k") -> None:
         self.come(wire.RETURN, 312, "NO_ROUTE", exchange, key)
-        for frame in (wire.content_header(1, 1, {"message_id": id}), wire.frame_of(3, 1, b"x")):
+        for frame in (
+            wire.content_header(1, 1, wire.block_of({"message_id": id})),
+            wire.frame_of(3, 1, b"x"),
+        ):
             ((kind, _, payload),) = Frames().feed(frame)
             self.channel.took(kind, payload)
 

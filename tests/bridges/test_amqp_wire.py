@@ -168,7 +168,7 @@ def test_a_heartbeat() -> None:
     st.integers(0, 2**40),
 )
 def test_a_header_is_read_by_others_and_read_back(properties: dict[str, Any], size: int) -> None:
-    data = wire.content_header(3, size, properties)
+    data = wire.content_header(3, size, wire.block_of(properties))
     consumed, channel, theirs = pamqp.frame.unmarshal(data)
     assert isinstance(theirs, ContentHeader)
     assert (consumed, channel, theirs.body_size) == (len(data), 3, size)
@@ -259,4 +259,4 @@ def test_a_body_is_cut_into_frames(size: int) -> None:
 @pytest.mark.parametrize("end", [0, 8, 13])
 def test_a_header_that_breaks_off_is_told(end: int) -> None:
     with pytest.raises(WireError, match="a header that breaks off"):
-        wire.content_from(wire.content_header(1, 5, {})[7:-1][:end])
+        wire.content_from(wire.content_header(1, 5, b"\0\0")[7:-1][:end])
