@@ -1,13 +1,27 @@
-"""Topics and filters in configurations: what can't be meant is refused where it stands.
+"""Topics and filters as plugins find them, in configurations and in messages.
 
-Owns: `check_filter`, `check_target`. Both raise ValueError, for validators.
+Owns: `check_filter` and `check_target`, which refuse in a configuration what can't be meant, by a
+ValueError; and `split_delayed`: what is written in front of a topic to have it published later. Who
+judges or changes messages by their topic looks behind that, or a delay would be a way around.
 
 Must not know: what a filter is for (`_filters` compares them).
 """
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from mqttd.api import ProtocolError, validate_topic_filter, validate_topic_name
+
+DELAYED: Final = "$delayed"
+_IN_FRONT: Final = re.compile(r"\$delayed/[0-9]{1,10}/(?=.)", re.DOTALL)
+
+
+def split_delayed(topic: str) -> tuple[str, str]:
+    """`$delayed/SECONDS/` and the topic behind it; "" and the topic where there is none."""
+    match = _IN_FRONT.match(topic) if topic.startswith(DELAYED) else None
+    return ("", topic) if match is None else (match[0], topic[match.end() :])
 
 
 def check_filter(text: str) -> None:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Mapping
@@ -47,8 +46,8 @@ from mqttd.api import (
     validate_topic_name,
 )
 from mqttd_plugins._delayed_rows import Waiting, from_row, message_of, to_row
+from mqttd_plugins._topics import DELAYED, split_delayed
 
-PREFIX: Final = "$delayed"
 AT_ONCE: Final = 256
 """Messages that are published before the outcome of the first is awaited."""
 RETRY_S: Final = 1.0
@@ -56,7 +55,6 @@ STOP_S: Final = 10.0
 """How long a stop waits for what is being published."""
 LISTED: Final = 100
 
-_FORM: Final = re.compile(r"\$delayed/([0-9]{1,10})/(.+)", re.DOTALL)
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -123,14 +121,14 @@ class Delayed(Plugin[Config]):
     # What comes in.
 
     def on_publish(self, client: Client, message: Message) -> Deny | Awaitable[Deny | Drop] | None:
-        if not message.topic.startswith(PREFIX):
+        if not message.topic.startswith(DELAYED):
             return None
-        form = _FORM.fullmatch(message.topic)
-        if form is None:
-            if message.topic != PREFIX and not message.topic.startswith(PREFIX + "/"):
+        front, topic = split_delayed(message.topic)
+        if not front:
+            if message.topic != DELAYED and not message.topic.startswith(DELAYED + "/"):
                 return None
             return self._refuse("expected $delayed/SECONDS/TOPIC", reason_codes.TOPIC_NAME_INVALID)
-        delay_s, topic = float(form[1]), form[2]
+        delay_s = float(front.split("/")[1])
         try:
             validate_topic_name(topic)
         except ProtocolError as error:

@@ -3,7 +3,8 @@
 Owns: the rules, a topic filter and a JSON Schema each, and what happens to a message that isn't
 valid. *reject* refuses it (0x99), *quarantine* publishes it elsewhere with its topic and the reason
 as user properties, *observe* lets it through and says so in the log. The first rule whose filter
-holds the topic decides; a topic without a rule isn't looked at.
+holds the topic decides; a topic without a rule isn't looked at. What is to be published later is
+judged by the topic that it will have.
 
 What is larger than `INLINE`, or turns out to take long, is checked in a thread, so that one payload
 doesn't keep the others waiting; the client's own next message waits for it, no longer than
@@ -42,7 +43,7 @@ from mqttd_plugins._files import Followed, Interval
 from mqttd_plugins._filters import Chosen, covers, levels_of
 from mqttd_plugins._json_schema import Checker, load
 from mqttd_plugins._time_limits import check_waits
-from mqttd_plugins._topics import check_filter, check_target
+from mqttd_plugins._topics import DELAYED, check_filter, check_target, split_delayed
 
 INLINE: Final = 4096
 LOG_EVERY_S: Final = 10.0
@@ -152,7 +153,7 @@ class Schema(Plugin[Config]):
         self.broker.log.info("schemas were read again")
 
     def on_publish(self, client: Client, message: Message) -> Answer | Awaitable[Answer]:
-        rule = self._rules.first(message.topic)
+        rule = self._rule_for(message.topic)
         if rule is None:
             return None
         payload = message.payload
@@ -167,6 +168,12 @@ class Schema(Plugin[Config]):
             return self._not_valid(rule, client, message, reason)
         self.broker.count("valid")
         return None
+
+    def _rule_for(self, topic: str) -> _Rule | None:
+        rule = self._rules.first(topic)
+        if rule is None and topic.startswith(DELAYED):
+            return self._rules.first(split_delayed(topic)[1])
+        return rule
 
     async def _checked_elsewhere(self, rule: _Rule, client: Client, message: Message) -> Answer:
         check, most_s = rule.checker.reason_against, self.config.max_time

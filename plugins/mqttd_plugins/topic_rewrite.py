@@ -9,6 +9,8 @@ A subscription is rewritten if the rule's filter holds all that the subscription
 `a/+/b`, while a subscription to `#` is left alone by a rule for `a/#`. What stands for a level may
 then be a wildcard; a result that is no valid filter is refused. `$share/GROUP/` stays in front.
 
+A message that is to be published later gets the topic that it would get now.
+
 The broker authorises the topic or filter that comes out, as it did the one that came in; nothing
 here allows anything.
 
@@ -42,7 +44,7 @@ from mqttd.api import (
 )
 from mqttd_plugins._filters import Levels, covers, fits, levels_of
 from mqttd_plugins._template import Template, Unfit
-from mqttd_plugins._topics import check_filter
+from mqttd_plugins._topics import check_filter, split_delayed
 
 Direction = Literal["publish", "subscribe", "deliver"]
 
@@ -137,6 +139,8 @@ class TopicRewrite(Plugin[Config]):
     def on_publish(self, client: Client, message: Message) -> Message | Deny | None:
         try:
             topic = self._topic("publish", client, message.topic)
+            if topic is None:
+                topic = self._later_topic(client, message.topic)
         except (Unfit, ProtocolError) as error:
             return self._deny(error, reason_codes.TOPIC_NAME_INVALID)
         return None if topic is None else message.replace(topic=topic)
@@ -176,6 +180,15 @@ class TopicRewrite(Plugin[Config]):
                 self.broker.count(f"rewritten_{direction}")
                 return made
         return None
+
+    def _later_topic(self, client: Client, topic: str) -> str | None:
+        """As `_topic`, for the topic that a message is to have when its delay is over."""
+        front, inner = split_delayed(topic)
+        made = self._topic("publish", client, inner) if front else None
+        if made is None:
+            return None
+        validate_topic_name(front + made)
+        return front + made
 
     def _filter(self, client: Client, topic_filter: str) -> str | None:
         _, inner = split_shared(topic_filter)

@@ -93,15 +93,11 @@ async def test_cve_2026_95846_a_delay_is_no_way_around_a_right() -> None:
 
 
 async def test_a_delay_is_no_way_around_other_plugins(tmp_path: Path) -> None:
-    """With the rules that docs/reference/plugins/delayed.md asks for."""
+    """Rules are written for topics, not for the ways that lead there."""
     file = tmp_path / "number.json"
     file.write_text('{"type": "number"}')
-    filters = ("sensors/#", "$delayed/+/sensors/#")
-    schema = {"rules": [{"filter": one, "file": str(file)} for one in filters]}
-    rules = rewriting(
-        ("publish", "home/#", "of/{client_id}/{topic}"),
-        ("publish", "$delayed/+/home/#", "$delayed/{topic[1]}/of/{client_id}/{topic[2:]}"),
-    )
+    schema = {"rules": [{"filter": "sensors/#", "file": str(file)}]}
+    rules = rewriting(("publish", "home/#", "of/{client_id}/{topic}"))
     async with (
         broker_with({"use": "schema", "config": schema}, rules, {"use": "delayed"}) as broker,
         client(broker, "c") as wire,
