@@ -213,6 +213,7 @@ class HttpAuth(Plugin[Config]):
 
     async def start(self) -> None:
         self._service = await self._connected(self.config)
+        self._warn(self.config)
 
     async def stop(self) -> None:
         if self._service is not None:
@@ -225,9 +226,16 @@ class HttpAuth(Plugin[Config]):
     async def reload(self, config: Config) -> None:
         service = await self._connected(config)
         old, self._service, self.config = self._service, service, config
+        self._warn(config)
         self.broker.forget_decisions()
         if old is not None:
             await old.close()
+
+    def _warn(self, config: Config) -> None:
+        if not config.tls.verify:
+            self.broker.log.warning("anybody may answer for the service: tls.verify is false")
+        if config.allow_plain_http:
+            self.broker.log.warning("passwords may travel in the open: allow_plain_http is true")
 
     # Who may connect.
 

@@ -552,6 +552,21 @@ async def test_the_service_has_to_prove_who_it_is(tmp_path: Path) -> None:
             await plugin.stop()
 
 
+async def test_what_is_unsafe_is_told_at_the_start_and_at_a_reload(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    end = {"url": "https://auth.example/x"}
+    plugin, _ = await started(authenticate=end, tls={"verify": False})
+    assert caplog.messages == ["anybody may answer for the service: tls.verify is false"]
+    caplog.clear()
+    await plugin.reload(Config.model_validate({"authenticate": end, "allow_plain_http": True}))
+    assert caplog.messages == ["passwords may travel in the open: allow_plain_http is true"]
+    caplog.clear()
+    await plugin.reload(Config.model_validate({"authenticate": end}))
+    assert caplog.messages == []
+    await plugin.stop()
+
+
 async def test_files_that_are_no_good_are_found_by_a_check(tmp_path: Path) -> None:
     end = {"url": "https://auth.example/x"}
     for tls in ({"ca": str(tmp_path / "none")}, {"cert": str(tmp_path / "c"), "key": "k"}):
