@@ -80,10 +80,16 @@ async def test_the_outbox_and_its_ids_outlive_the_broker(system: System, tmp_pat
 async def test_a_new_configuration_keeps_what_waits(system: System) -> None:
     async with mqttd.Broker(tree(out("a/#", "one"))) as broker:
         plugin = bridge_of(broker)
+        await until(lambda: plugin.status()["state"] == "up")
         await plugin.control("pause", {})
         await plugin.broker.publish(Message("a/x", b"1", 1))
         rules = [{"direction": "out", "from": "a/#", "to": "two"}]
+        connections = len(system.connections)
         await plugin.reload(FakeConfig.model_validate({"rules": rules}))
+        await until(lambda: plugin.status()["out"]["matched"] == 1)
+        assert plugin.status()["state"] == "paused"
+        assert len(system.connections) == connections
+        await plugin.control("resume", {})
         await until(lambda: system.arrived)
         assert system.arrived[0].target == "two"
         bad = [{"direction": "out", "from": "a/#", "function": "no.such:thing"}]

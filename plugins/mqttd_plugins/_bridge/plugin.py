@@ -26,7 +26,7 @@ from mqttd_plugins._bridge.dead_letters import DeadLetters
 from mqttd_plugins._bridge.figures import Way
 from mqttd_plugins._bridge.identity import Identity
 from mqttd_plugins._bridge.inward import Inward
-from mqttd_plugins._bridge.link import UP, Link
+from mqttd_plugins._bridge.link import PAUSED, UP, Link
 from mqttd_plugins._bridge.outward import Outward
 from mqttd_plugins._bridge.remote import Remote
 from mqttd_plugins._bridge.rules import Applied, BridgeConfig
@@ -53,6 +53,7 @@ class BridgePlugin(Plugin[BridgeConfigT]):
         self.origin = ""  # what ids begin with, the same at every start
         self._client: InternalClient | None = None
         self._tasks: list[Timer] = []
+        self._next_look: Timer | None = None
 
     @abstractmethod
     def remote(self) -> Remote:
@@ -101,17 +102,22 @@ class BridgePlugin(Plugin[BridgeConfigT]):
         for task in self._tasks:
             task.cancel()
         self._tasks = []
+        if self._next_look is not None:
+            self._next_look.cancel()
         if self._client is not None:
             self._client.close()
 
     async def reload(self, config: BridgeConfigT) -> None:
-        """The connection is made anew; what waits, waits on."""
+        """The connection is made anew, unless it is paused; what waits, waits on."""
         self._applied(config)
         if config == self.config:
             return
+        paused = self.link is not None and self.link.state == PAUSED
         await self.stop()
         self.config = config
         await self.start()
+        if paused and self.link is not None:
+            self.link.pause()
 
     async def control(self, action: str, arguments: Mapping[str, object]) -> object:
         link = self.link
@@ -141,7 +147,7 @@ class BridgePlugin(Plugin[BridgeConfigT]):
             "state": link.state,
             "reason": link.reason,
             "state_for_s": round(self.broker.now() - link.since, 1),
-            "ways": [way for way in ("out", "in") if way in directions],
+            "ways": [each for each in ("out", "in") if each in directions],
             "out": way,
             "in": inward.figures.report(),
         }
@@ -197,6 +203,5 @@ class BridgePlugin(Plugin[BridgeConfigT]):
 
     def _keep_looking(self) -> None:
         """Look round from time to time: bridges come and go with a reload."""
-        if self._tasks:
-            self.broker.spawn(self._look_round(), "origins")
-            self.broker.call_later(_LOOK_S, self._keep_looking)
+        self.broker.spawn(self._look_round(), "origins")
+        self._next_look = self.broker.call_later(_LOOK_S, self._keep_looking)
