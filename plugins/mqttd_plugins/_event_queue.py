@@ -1,7 +1,7 @@
 """Events on their way out: a bounded queue in a table of the broker's store.
 
 Owns: the form of an event as JSON, its id, the order, and what goes when there are too many or too
-large ones in all: the oldest.
+large ones in all: the oldest. With a full disk it is the newest, which find no place.
 
 Must not know: where they are sent.
 
@@ -18,7 +18,7 @@ from collections import deque
 from datetime import UTC, datetime
 from itertools import islice
 
-from mqttd.api import Event, Table
+from mqttd.api import Event, NoRoom, Table
 
 
 class EventQueue:
@@ -47,7 +47,11 @@ class EventQueue:
         """Queue an event; its payload goes along up to `with_payload` bytes, None: not at all."""
         self._last += 1
         row = json.dumps(_fields(self._last, event, with_payload), ensure_ascii=True).encode()
-        self._table.set(str(self._last), row)
+        try:
+            self._table.set(str(self._last), row)
+        except NoRoom:  # what waits already has its place, and may make some
+            self.dropped += 1
+            return
         self._waiting.append(self._last)
         self.octets += len(row)
         self._trim()

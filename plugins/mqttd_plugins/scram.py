@@ -16,13 +16,23 @@ both know.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import secrets
 from pathlib import Path
 from typing import Final
 
-from mqttd.api import Allow, BrokerServices, Client, Continue, Deny, Plugin, reason_codes
+from mqttd.api import (
+    Allow,
+    BrokerServices,
+    Client,
+    Continue,
+    Deny,
+    NoRoom,
+    Plugin,
+    reason_codes,
+)
 from mqttd_plugins import _scram_keys, _user_file
 from mqttd_plugins._scram import BadMessage, ClientFirst, Exchange
 from mqttd_plugins._scram_keys import Keys
@@ -56,7 +66,8 @@ class Scram(Plugin[Config]):
         secret = table.get(_SECRET)
         if secret is None:
             secret = secrets.token_bytes(_SECRET_BYTES)
-            await table.set(_SECRET, secret)
+            with contextlib.suppress(NoRoom):  # then it is another one after the next start
+                table.set(_SECRET, secret)
         self._secret = secret
         await self._store.load(self.config)
         self.broker.log.info("%s: %d users", self.config.file, len(self._store.entries))

@@ -18,6 +18,7 @@ from mqttd.api import (
     Drop,
     Message,
     MessageProperties,
+    NoRoom,
     reason_codes,
 )
 from mqttd.testing import StandIn
@@ -202,6 +203,16 @@ async def test_another_client_id_brings_no_more_room_where_users_are_counted(
     assert isinstance(await send(plugin, "$delayed/5/a", client_id="ann"), Drop)  # no user
     plugin, broker = await restarted(broker, 1.0, monkeypatch, **limits)
     assert isinstance(await send(plugin, "$delayed/5/a", client_id="three", user="ann"), Deny)
+
+
+async def test_with_a_full_disk_nothing_is_kept_in_memory_alone() -> None:
+    plugin, broker = await started()
+    broker.full = True
+    with pytest.raises(NoRoom):
+        await send(plugin, "$delayed/5/a")
+    assert await plugin.control("list", {}) == {"waiting": 0, "matched": 0, "messages": []}
+    broker.full = False
+    assert isinstance(await send(plugin, "$delayed/5/a"), Drop)
 
 
 async def test_a_reload_counts_anew() -> None:

@@ -299,6 +299,14 @@ async def test_an_unknown_user_has_a_salt_that_stays(tmp_path: Path) -> None:
     assert salt(again, "mallory") == mallory
 
 
+async def test_a_full_disk_is_no_reason_not_to_start(tmp_path: Path) -> None:
+    kit = Kit(tmp_path / "scram")
+    kit.write(alice="secret")
+    kit.stand_in.full = True
+    await kit.plugin.start()
+    assert isinstance(kit.login(Device("alice", "secret")), Allow)
+
+
 async def test_unknown_users_are_of_all_kinds_that_users_are(tmp_path: Path) -> None:
     """Otherwise one whose keys were made with other numbers than most would be seen to exist."""
     kit = Kit(tmp_path / "scram")

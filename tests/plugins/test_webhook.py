@@ -283,6 +283,20 @@ async def test_events_that_are_dropped_while_they_are_sent_take_nothing_else_alo
     assert names(service.taken) == ["0", "1", "3", "4", "5"]
 
 
+async def test_with_a_full_disk_new_events_are_dropped_and_counted() -> None:
+    service = Service(500)
+    async with started(service) as (plugin, broker):
+        plugin.observe([event("a")])
+        await settle(broker)
+        broker.full = True
+        plugin.observe([event("b"), event("c")])
+        assert broker.counts["dropped"] == 2
+        broker.full = False
+        plugin.observe([event("d")])
+        await settle(broker, 60.0)
+    assert names(service.taken) == ["a", "d"]
+
+
 async def test_a_reload_sends_what_waits_to_the_new_address_at_once() -> None:
     service = Service(0)
     async with started(service, retry_first=30) as (plugin, broker):
