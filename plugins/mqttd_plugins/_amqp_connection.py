@@ -100,8 +100,9 @@ class Channel:
         return self._answer
 
     def send(self, method: Method, *fields: Any) -> None:
-        """Send a method that has no answer."""
-        self._connection.write(method.frame(self.number, *fields))
+        """Send a method that has no answer; after the end it is nobody's."""
+        if not self.ended.done():
+            self._connection.write(method.frame(self.number, *fields))
 
     def end(self, reason: Ended) -> None:
         """It is over. Only the first reason counts."""

@@ -40,8 +40,9 @@ class Publisher:
         self._connection = connection
         self._channel = channel
         self._written: list[bytes] = []  # until `flush`
-        self._tag = 0
-        self._flying: dict[int, tuple[Item, Done, _Place]] = {}  # by tag, in order
+        self._tag = 0  # the last one
+        self._first = 1  # none before it is under way
+        self._flying: dict[int, tuple[Item, Done, _Place]] = {}  # by tag
         self._tags: dict[_Place, int] = {}
         self._returned: set[int] = set()
         self._refused: dict[str, Refused] = {}  # by exchange
@@ -119,17 +120,15 @@ class Publisher:
             await self._news.wait()
 
     def _confirmed(self, tag: int, multiple: bool, accepted: bool) -> None:
-        flying = self._flying
+        tags = range(tag, tag + 1)
         if multiple:
-            tags = []
-            for each in flying:
-                if each > tag > 0:  # 0 is all of them
-                    break
-                tags.append(each)
-        else:
-            tags = [tag] if tag in flying else []
+            last = min(tag, self._tag) if tag else self._tag  # 0 is all of them
+            tags = range(self._first, last + 1)
+            self._first = max(self._first, last + 1)
         for each in tags:
-            item, done, place = flying.pop(each)
+            if each not in self._flying:
+                continue
+            item, done, place = self._flying.pop(each)
             del self._tags[place]
             done(item, self._failure(each, place, accepted))
         self._news.set()

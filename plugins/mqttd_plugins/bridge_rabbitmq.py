@@ -313,7 +313,6 @@ class RabbitRemote(Remote):
         assert self._intake is not None
         assert self._acks is not None
         acks = self._acks
-        acks.came(tag)
         message, headers = message_of(key, body, properties, time.time())
 
         def settle(failure: Failure | None) -> None:
@@ -350,26 +349,23 @@ class RabbitRemote(Remote):
 
 
 class _Acks:
-    """Which deliveries of a channel may be acknowledged: all up to the first unsettled one."""
+    """Which deliveries of a channel may be acknowledged: all up to the first unsettled one.
+
+    Their tags count from 1, without gaps.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._settled: dict[int, bool] = {}  # by delivery tag, in the order in which they came
+        self._settled: set[int] = set()  # beyond the first one that isn't
         self._up_to = 0
         self._due = False
 
-    def came(self, tag: int) -> None:
-        self._settled[tag] = False
-
     def settle(self, tag: int) -> None:
         """Settled here; what may be acknowledged by then is, once for all of this turn."""
-        self._settled[tag] = True
-        while self._settled:
-            first = next(iter(self._settled))
-            if not self._settled[first]:
-                break
-            del self._settled[first]
-            self._up_to = first
+        self._settled.add(tag)
+        while self._up_to + 1 in self._settled:
+            self._up_to += 1
+            self._settled.discard(self._up_to)
             if not self._due:
                 self._due = True
                 asyncio.get_running_loop().call_soon(self._write)

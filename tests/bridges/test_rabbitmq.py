@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiormq.abc import AbstractChannel, DeliveredMessage
+from mqttd_plugins._amqp_connection import Channel
 from mqttd_plugins._bridge.remote import Retry
-from mqttd_plugins.bridge_rabbitmq import Config, RabbitRemote, _access_of
+from mqttd_plugins.bridge_rabbitmq import Config, RabbitRemote, _access_of, _Acks
 from pydantic import ValidationError
 
 from tests.bridges.faces import bridge_of, figures, until_state, with_bridge
@@ -113,6 +114,22 @@ async def test_of_several_addresses_the_next_one_is_tried_after_a_failure() -> N
                 await remote.connect()
             await remote.close()
         assert tried == [one, other, one]
+
+
+async def test_acknowledgements_never_pass_what_is_not_settled() -> None:
+    sent: list[tuple[int, bool]] = []
+
+    class Recorder:
+        def send(self, _: object, tag: int, multiple: bool) -> None:
+            sent.append((tag, multiple))
+
+    acks = _Acks(cast(Channel, Recorder()))
+    for tags, expected in (((2, 3), []), ((1,), [(3, True)]), ((5,), []), ((4, 6, 8), [(6, True)])):
+        for tag in tags:
+            acks.settle(tag)
+        await asyncio.sleep(0)
+        assert sent == expected
+        sent.clear()
 
 
 # On a real server.
