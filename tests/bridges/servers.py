@@ -334,6 +334,7 @@ listener.security.protocol.map=\
 PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT
 inter.broker.listener.name=PLAINTEXT
 sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
+listener.name.sasl_plaintext.sasl.enabled.mechanisms=PLAIN
 listener.name.sasl_plaintext.plain.sasl.jaas.config={plain} required user_guest="guest";
 listener.name.sasl_ssl.plain.sasl.jaas.config={plain} required user_guest="guest";
 listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config={scram} required;

@@ -17,6 +17,7 @@ from tests.bridges.mqtt_kit import Peer, properties_of, user_of
 from tests.bridges.servers import Kafka
 from tests.bridges.trial import trial
 from tests.net.kit import until
+from tests.tls import Authority
 
 pytestmark = [pytest.mark.bridges, pytest.mark.xdist_group("kafka")]
 
@@ -230,6 +231,51 @@ async def test_a_password(kafka: Kafka, tmp_path: Path) -> None:
         await here.publish("s/1", b"2")
         (record,) = await records(kafka, name)
         assert record.value == b"2"
+
+
+async def goes_both_ways(kafka: Kafka, name: str, **more: Any) -> None:
+    async with bridged(kafka, out(name, create={}), back(name, "in/x"), **more) as (_, here):
+        await here.publish("s/1", b"there")
+        (record,) = await records(kafka, name)
+        assert record.value == b"there"
+        await produce(kafka, name, b"back")
+        (came,) = await here.get()
+        assert (came.topic, came.payload) == ("in/x", b"back")
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
+async def test_a_password_over_tls(kafka: Kafka, tmp_path: Path, mechanism: str) -> None:
+    if not kafka.ours:
+        pytest.skip("how to get in isn't known of a Kafka that already runs")
+    name, secret = topic(), tmp_path / "secret"
+    more: dict[str, Any] = {
+        "port": kafka.sasl_tls,
+        "username": "guest",
+        "password_file": str(secret),
+        "sasl": mechanism,
+        "tls": {"ca": str(kafka.ca.file)},
+    }
+    secret.write_text("wrong\n")
+    async with bridged(kafka, out(name, create={}), **more) as (bridge, _):
+        await patiently(lambda: state(bridge) == "refused")
+        assert "wrong" not in bridge.status()["reason"]
+    secret.write_text("guest\n")
+    await goes_both_ways(kafka, name, **more)
+
+
+async def test_certificates_of_both_ends(kafka: Kafka, tmp_path: Path) -> None:
+    if not kafka.ours:
+        pytest.skip("which certificates it wants isn't known of a Kafka that already runs")
+    name = topic()
+    cert, key = kafka.ca.issue("bridge", "bridge")
+    stranger = Authority(tmp_path, "stranger")
+    tls = {"ca": str(kafka.ca.file), "cert": str(cert), "key": str(key)}
+    wary = {**tls, "ca": str(stranger.file)}
+    async with bridged(kafka, out(name, create={}), port=kafka.tls, tls=wary) as (bridge, _):
+        await patiently(lambda: bridge.status()["reason"])
+        assert state(bridge) == "refused"
+        assert "certificate" in bridge.status()["reason"]
+    await goes_both_ways(kafka, name, port=kafka.tls, tls=tls)
 
 
 async def test_a_kafka_that_is_gone_shows_and_what_waits_is_sent_later(kafka: Kafka) -> None:
