@@ -22,7 +22,6 @@ reads it, nobody pings. That is what power loss looks like from the broker.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -30,6 +29,7 @@ from typing import Final
 from device_sim.engine.client import CLOSED, Client
 from device_sim.engine.device_link import DeviceLink
 from device_sim.engine.feed import Feed
+from device_sim.engine.introduction import connect_packet
 from device_sim.engine.link import ConnectionEnded, Link
 from device_sim.engine.plan import FILTERS_A_PACKET, VERSIONS, UsageError
 from device_sim.engine.proxy import reset
@@ -37,14 +37,12 @@ from device_sim.engine.subscriptions import Subscription
 from device_sim.engine.surroundings import Surroundings
 from device_sim.judge.ledger import Watcher
 from device_sim.judge.oracles import NEVER_EXPIRES, PRESENT, Session, Wills
-from device_sim.judge.payload import Header, seal
 from device_sim.judge.tracks import Sender
 from device_sim.language.chance import Chance
 from device_sim.language.naming import Names, Template
 from device_sim.language.scenario import Group
 from mqttd.core import spec
-from mqttd.core.packets import Connack, Connect, Suback, Will
-from mqttd.core.properties import Properties
+from mqttd.core.packets import Connack, Suback
 
 WILL_GRACE_S: Final = 2.0
 """A broker may be so late with a will that is due."""
@@ -62,6 +60,39 @@ class Vanished:
 
 class Device:
     """One simulated device; see the module for what it owns."""
+
+    __slots__ = (  # there are thousands of them
+        "_acknowledged",
+        "_chance",
+        "_connections",
+        "_expiry_s",
+        "_introduced",
+        "_misheard",
+        "_session",
+        "_subscribed",
+        "_tasks",
+        "_timers",
+        "_tries",
+        "_vanished",
+        "answer",
+        "around",
+        "client",
+        "connecting",
+        "fault_until",
+        "faults",
+        "feeds",
+        "ghosts",
+        "group",
+        "harmed",
+        "index",
+        "link",
+        "names",
+        "subscriptions",
+        "up",
+        "wanted",
+        "will_sender",
+        "wills",
+    )
 
     def __init__(self, around: Surroundings, group: Group, names: Names) -> None:
         self.around = around
@@ -167,7 +198,7 @@ class Device:
                     around.carried_links[port, here] = self, link
                 if kept and self.watcher is not None:
                     self.watcher.back(True)
-                client.connect(self._connect_packet(clean))
+                client.connect(connect_packet(self, clean))
                 self._introduced = True
                 around.switchboard.mark_dirty(link)
                 packet = await link.event()
@@ -210,58 +241,9 @@ class Device:
             self.watcher.back(False)
         self._decide_wills(now, present)
 
-    def _connect_packet(self, clean: bool) -> Connect:
-        group = self.group
-        client = self.client
-        properties = Properties()
-        if client.version == spec.MQTT5:
-            if group.session_expiry:
-                properties.session_expiry_interval = min(group.session_expiry, 0xFFFFFFFF)
-            if group.receive_maximum is not None:
-                properties.receive_maximum = group.receive_maximum
-        username, password = self._credentials()
-        return Connect(
-            "MQIsdp" if client.version == spec.MQTT31 else "MQTT",
-            client.version,
-            clean,
-            group.keep_alive,
-            client.client_id,
-            self._will(),
-            username,
-            password,
-            properties,
-        )
-
-    def _credentials(self) -> tuple[str | None, bytes | None]:
-        credentials = self.group.credentials
-        if credentials is None:
-            return None, None
-        username = None if credentials.username is None else self._text(credentials.username)
-        password: bytes | None = None
-        if credentials.password is not None:
-            password = self._text(credentials.password.get_secret_value()).encode()
-        elif credentials.password_env is not None:
-            password = os.environ.get(credentials.password_env, "").encode()
-        return username, password
-
     def topic(self, text: str, extra: Mapping[str, str | int] | None = None) -> str:
         """A topic or filter of this device, in the run's part of the topic space."""
         return self.around.prefix + self.names.render(Template(text), extra)
-
-    def _text(self, text: str) -> str:
-        return self.names.render(Template(text))
-
-    def _will(self) -> Will | None:
-        will = self.group.will
-        sender = self.will_sender
-        if will is None or sender is None:
-            return None
-        header = Header(
-            self.around.run, sender.index, 0, will.qos, self.wills.ended, time.monotonic_ns(), 0
-        )
-        body = self._text(will.payload).encode()
-        topic = self.topic(will.topic)
-        return Will(topic, seal(header, body), will.qos, will.retain, will.delay)
 
     # Subscribing
 
