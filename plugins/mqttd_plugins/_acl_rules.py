@@ -8,9 +8,10 @@ The first rule that speaks of it decides; the second form only allows.
 
 Owns: `parse_rules` (from JSON values, whole or not at all), `Rules.bind` (for one client), which
 gives `BoundRules`, three questions; `Grants`, the rules that came with a client's credentials.
-Answers are `Found`, or None where no rule speaks of it.
+Answers are `Found`, or None where no rule speaks of it. And `opinion`, what follows for a client
+that may have come without any.
 
-Must not know: where rules come from, what happens where none speaks.
+Must not know: where rules come from, where the policies for clients without rules do.
 
 Invariants:
 - What isn't understood is an error, never skipped: a rule whose condition was left out would speak
@@ -24,9 +25,9 @@ Invariants:
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from mqttd.api import Client, ProtocolError, validate_topic_filter
 from mqttd_plugins._filters import Levels, covers, fits, levels_of
@@ -199,6 +200,39 @@ class Grants:
             self._bound = self._rules.bind(*names, client.address)
             self._names = names
         return self._bound
+
+
+Policy = Literal["allow", "deny", "ignore"]
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What is to be answered. `spoke`: a rule says so, and no policy; `cache`: for the topic."""
+
+    policy: Policy
+    rule: str
+    cache: bool = True
+    spoke: bool = False
+
+
+def opinion(
+    grants: Grants | None,
+    client: Client,
+    action: str,
+    ask: Callable[[BoundRules], Found | None],
+    no_match: Policy,
+    without_acl: Policy,
+) -> Opinion:
+    """By the rules of a client or, where none speaks or there are none, by the policy for that."""
+    if grants is None:
+        return Opinion(without_acl, "without_acl")
+    rules = grants.of(client)
+    found = ask(rules)
+    # The broker remembers a decision by its topic.
+    cache = action == "receive" or not rules.conditional
+    if found is None:
+        return Opinion(no_match, "none of its rules", cache)
+    return Opinion("allow" if found.allowed else "deny", found.rule, cache, True)
 
 
 def parse_rules(value: object) -> Rules:

@@ -43,7 +43,7 @@ from mqttd.api import (
     SubscriptionRequest,
     reason_codes,
 )
-from mqttd_plugins._acl_rules import BoundRules, Found, Grants
+from mqttd_plugins._acl_rules import BoundRules, Found, Grants, opinion
 from mqttd_plugins._granted_filters import GrantedFilters
 from mqttd_plugins._time_limits import check_waits
 from mqttd_plugins._urls import check_headers, check_url
@@ -363,25 +363,18 @@ class HttpAuth(Plugin[Config]):
     ) -> Decision | None:
         """What was said when it connected; None where the service is to be asked."""
         standing = client.attributes.get(self._key)
-        policy: str = self.config.without_acl
-        rule, cache = "without_acl", True
+        config, found = self.config, None
         if isinstance(standing, _Standing):
             if standing.superuser:
                 return Allow(f"{self.broker.name}: superuser")
-            if standing.grants is not None:
-                rules = standing.grants.of(client)
-                found = ask(rules)
-                # The broker remembers a decision by its topic.
-                cache = action == "receive" or not rules.conditional
-                if found is not None:
-                    return self._decision(action, found.allowed, found.rule, cache)
-                policy, rule = self.config.no_match, "none of its rules"
-        if self.config.authorize is not None:
+            policies = config.no_match, config.without_acl
+            found = opinion(standing.grants, client, action, ask, *policies)
+        if config.authorize is not None and (found is None or not found.spoke):
             return None
         # Without a standing somebody else let it in, or an earlier process did.
-        if policy == "ignore" or not isinstance(standing, _Standing):
+        if found is None or found.policy == "ignore":
             return NOT_MINE
-        return self._decision(action, policy == "allow", rule, cache)
+        return self._decision(action, found.policy == "allow", found.rule, found.cache)
 
     def _by_service(
         self, client: Client, question: Mapping[str, Any]

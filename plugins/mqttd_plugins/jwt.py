@@ -40,7 +40,14 @@ from mqttd.api import (
     Size,
     SubscriptionRequest,
 )
-from mqttd_plugins._acl_rules import BoundRules, Found, Grants, RulesError, parse_rules
+from mqttd_plugins._acl_rules import (
+    BoundRules,
+    Found,
+    Grants,
+    RulesError,
+    opinion,
+    parse_rules,
+)
 from mqttd_plugins._files import Followed, Interval
 from mqttd_plugins._time_limits import check_waits
 from mqttd_plugins._urls import check_url
@@ -234,25 +241,16 @@ class Jwt(Plugin[Config]):
     ) -> Decision:
         if self._key not in client.attributes:
             return NOT_MINE  # somebody else let it in, or an earlier process
-        grants = client.attributes[self._key]
-        policy: str = self.config.without_acl
-        rule, cache = "without_acl", True
-        if isinstance(grants, Grants):
-            rules = grants.of(client)
-            found = ask(rules)
-            # The broker remembers a decision by its topic.
-            cache = action == "receive" or not rules.conditional
-            if found is None:
-                policy, rule = self.config.no_match, "no rule in its token"
-            else:
-                policy, rule = ("allow" if found.allowed else "deny"), found.rule
-        if policy == "ignore":
+        grants: Grants | None = client.attributes[self._key]
+        config = self.config
+        found = opinion(grants, client, action, ask, config.no_match, config.without_acl)
+        if found.policy == "ignore":
             return NOT_MINE
-        rule = f"{self.broker.name}: {rule}"
-        if policy == "allow":
-            return Allow(rule, cache=cache)
+        rule = f"{self.broker.name}: {found.rule}"
+        if found.policy == "allow":
+            return Allow(rule, cache=found.cache)
         self.broker.count(f"denied_{action}")
-        return Deny("its token doesn't allow it", rule=rule, cache=cache)
+        return Deny("its token doesn't allow it", rule=rule, cache=found.cache)
 
     def _find(self, key_id: str | None, algorithm: str) -> Key | None:
         if self._remote is not None:

@@ -194,7 +194,7 @@ async def test_rules_in_a_token_decide() -> None:
     allowed = plugin.authorize_publish(client, "up/ada/c1", 0, False)
     assert allowed == Allow("jwt: allow publish up/${username}/${clientid}")
     denied = plugin.authorize_publish(client, "up/claimed/c1", 0, False)
-    assert denied == Deny("its token doesn't allow it", rule="jwt: no rule in its token")
+    assert denied == Deny("its token doesn't allow it", rule="jwt: none of its rules")
     for wanted, answer in (("down/a", Allow), ("$share/g/down/a", Allow), ("#", Deny)):
         decision = plugin.authorize_subscribe(client, SubscriptionRequest(wanted))
         assert isinstance(decision, answer)
