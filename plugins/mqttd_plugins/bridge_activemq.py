@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import ssl
 import time
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,7 @@ _MEANT: Final = frozenset(
     }
 )
 _MEANT_BEGINNINGS: Final = ("JMS", "AMQ_", "_AMQ", "_HQ", "activemq.", "amq-", "transformation")
+_ARTEMIS_ID: Final = re.compile(r"\d+,(\d+)")
 _ALSO: Final = {"reply-to": "stomp-reply-to", "type": "stomp-type"}
 
 
@@ -377,8 +379,7 @@ class ActiveMQRemote(Remote):
 
         first, _ = once_each(headers)
         key = frame.headers.get(KEY, "")
-        message_id = frame.headers.get("message-id", "")
-        intake.put(Incoming(rule, message, settle, key=key, id=message_id, headers=first))
+        intake.put(Incoming(rule, message, settle, key=key, id=id_of(frame), headers=first))
 
     # The end.
 
@@ -457,6 +458,19 @@ def received_headers(headers: Mapping[str, str]) -> list[tuple[str, str]]:
             out.append((name, value))
     out += [pair for pair in user if pair[0] not in OURS and pair[0] not in (ID, VIA)]
     return [pair for pair in out if _fits(pair[0]) and _fits(pair[1])]
+
+
+def id_of(frame: Frame) -> str:
+    """The server's id of a message, the same however often that is delivered.
+
+    Artemis writes the number of the subscription, which a new connection makes another, in front of
+    the message's own; that is given once by a server.
+    """
+    text = frame.headers.get("message-id", "")
+    of_artemis = _ARTEMIS_ID.fullmatch(text)
+    if of_artemis is None:
+        return text
+    return f"{frame.headers.get('destination', '')}:{of_artemis[1]}"
 
 
 def means_something(name: str) -> bool:

@@ -62,6 +62,12 @@ def _activemq(place: Path) -> Far:
     return FarActiveMQ(place)
 
 
+def _artemis(place: Path) -> Far:
+    from tests.bridges.far_artemis import FarArtemis
+
+    return FarArtemis(place)
+
+
 def _sqs(place: Path) -> Far:
     from tests.bridges.far_sqs import FarSqs
 
@@ -77,6 +83,7 @@ FACES: dict[str, Callable[[Path], Far]] = {
     "sqs": _sqs,
     "rabbitmq": _rabbitmq,
     "activemq": _activemq,
+    "artemis": _artemis,
 }
 
 
