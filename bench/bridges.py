@@ -190,6 +190,14 @@ async def read_all(far: Far, messages: int) -> None:
         await asyncio.gather(reading, return_exceptions=True)
 
 
+async def be_known(far: Far) -> None:
+    """Come and go as a reader: some systems keep messages only for readers that they know."""
+    reading = asyncio.ensure_future(far.receive(lambda text, id: None))
+    await asyncio.sleep(1.0)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+
+
 async def online(run: Run, node: Node, watch: Watch, first: int, end: int) -> None:
     """Publish and bridge at once."""
     cpu = cpu_s(watch.pid)
@@ -234,6 +242,7 @@ async def measure(far: Far, messages: int, warm_up: int, while_down: bool) -> Ru
     try:
         async with asyncio.timeout(PATIENCE_S):
             await watch.up()
+            await be_known(far)
             await publish(node, 0, warm_up)
             await watch.confirmed(warm_up)
             end = warm_up + messages
