@@ -302,22 +302,11 @@ class HttpAuth(Plugin[Config]):
     ) -> Decision | Coroutine[Any, Any, Decision]:
         wanted, qos = subscription.inner_filter, subscription.qos
         decision = self._by_rules(client, "subscribe", lambda rules: rules.subscribe(wanted, qos))
-        if decision is not None:
-            return decision
-        answer = self._by_service(
-            client, {"action": "subscribe", "topic": wanted, "qos": qos, "retain": False}
-        )
-        if isinstance(answer, Coroutine):
-            return self._noted_later(client, subscription.topic_filter, answer)
-        return self._noted(client, subscription.topic_filter, answer)
+        question = {"action": "subscribe", "topic": wanted, "qos": qos, "retain": False}
+        return decision or self._by_service(client, question, subscription.topic_filter)
 
-    async def _noted_later(
-        self, client: Client, topic_filter: str, answer: Coroutine[Any, Any, Decision]
-    ) -> Decision:
-        return self._noted(client, topic_filter, await answer)
-
-    def _noted(self, client: Client, topic_filter: str, decision: Decision) -> Decision:
-        """Keep in mind what deliveries will be decided by."""
+    def _note(self, client: Client, topic_filter: str, decision: Decision) -> None:
+        """Keep in mind what deliveries will be decided by. No answer changes nothing there."""
         asked = self._asked_of(client)
         if isinstance(decision, Allow):
             changed = asked.granted.add(topic_filter) and asked.shared
@@ -327,7 +316,6 @@ class HttpAuth(Plugin[Config]):
             self._share(client, asked)
         elif changed:  # the broker remembers what was said about topics of that filter before
             self.broker.forget_decisions(client.client_id)
-        return decision
 
     def _share(self, client: Client, asked: _Asked) -> None:
         """Others have granted it something: from now on no yes to a delivery is remembered."""
@@ -377,8 +365,9 @@ class HttpAuth(Plugin[Config]):
         return self._decision(action, found.policy == "allow", found.rule, found.cache)
 
     def _by_service(
-        self, client: Client, question: Mapping[str, Any]
+        self, client: Client, question: Mapping[str, Any], topic_filter: str = ""
     ) -> Decision | Coroutine[Any, Any, Decision]:
+        """What the service says; with a whole `topic_filter` deliveries will go by that."""
         end, service = self.config.authorize, self._service
         if end is None or service is None:
             return Deny("http_auth hasn't started", cache=False)
@@ -388,20 +377,27 @@ class HttpAuth(Plugin[Config]):
             return self._decision(question["action"], False, "can't be put to the service", False)
         known = service.remembered(request)
         if known is not None:
-            return self._verdict(question["action"], known)
-        return self._ask_whether(question["action"], request, service)
+            return self._verdict(client, question["action"], known, topic_filter)
+        return self._ask_whether(client, question["action"], request, service, topic_filter)
 
-    async def _ask_whether(self, action: str, request: Request, service: Service) -> Decision:
+    async def _ask_whether(
+        self, client: Client, action: str, request: Request, service: Service, topic_filter: str
+    ) -> Decision:
         outcome = await self._asked(request, service)
         if outcome is None:
             return self._decision(action, False, "the service doesn't answer", False)
-        return self._verdict(action, outcome)
+        return self._verdict(client, action, outcome, topic_filter)
 
-    def _verdict(self, action: str, outcome: Outcome) -> Decision:
-        if outcome.result == "ignore":
-            return NOT_MINE
-        # Remembered here and for a while, not by the broker and for as long as the connection.
-        return self._decision(action, outcome.result == "allow", "the service", False)
+    def _verdict(
+        self, client: Client, action: str, outcome: Outcome, topic_filter: str
+    ) -> Decision:
+        decision: Decision = NOT_MINE
+        if outcome.result != "ignore":
+            # Remembered here and for a while, not by the broker for as long as the connection.
+            decision = self._decision(action, outcome.result == "allow", "the service", False)
+        if topic_filter:
+            self._note(client, topic_filter, decision)
+        return decision
 
     def _decision(self, action: str, allowed: bool, rule: str, cache: bool) -> Decision:
         rule = f"{self.broker.name}: {rule}"

@@ -273,6 +273,9 @@ async def test_deliveries_follow_the_subscriptions_that_were_granted() -> None:
             await may_subscribe(plugin, client, topic_filter)
         for topic in ("a/1", "b/1", "c"):
             assert plugin.authorize_receive(client, topic) == Allow(GRANTED)
+        service.says(b"broken")
+        assert isinstance(await may_subscribe(plugin, client, "a/#"), Deny)
+        assert plugin.authorize_receive(client, "a/1") == Allow(GRANTED)  # no answer is no new one
         plugin.on_unsubscribe(client, "c")
         service.says({"result": "deny"})
         await may_subscribe(plugin, client, "a/#")
