@@ -149,6 +149,7 @@ groups:
     count: 3
     sleep: {awake: 150ms, asleep: 80ms}
     subscribe: [{filters: ["x/#", "y/#"], qos: 2}]
+  - {name: steady, profile: kept, count: 3, subscribe: [{filters: ["x/#"], qos: 1}]}
   - name: vanishing
     profile: kept
     count: 3
@@ -161,7 +162,7 @@ stages:
     actions:
       - publish: {duration: 800ms}
       - disconnect: {at: 300ms, groups: [flaky], mode: half_open, fraction: 0.5}
-      - pause: {at: 200ms, groups: [sleepy], duration: 200ms, fraction: 0.4}
+      - pause: {at: 200ms, groups: [steady], duration: 200ms, fraction: 0.4}
       - slow_reader: {at: 500ms, groups: [vanishing], duration: 200ms, rate: 2KiB}
 """
     async with broker() as app:
