@@ -212,11 +212,13 @@ class App:
             for guard in hooks.guards
         ]
 
-    def _commit_facts(self) -> Buckets | None:
+    def _commit_facts(self) -> tuple[Buckets | None, int]:
+        """How long commits took, and how much was in them."""
         if self._committer is None:
-            return None
+            return None, 0
         durations = self._committer.durations
-        return Buckets(count.BOUNDS, durations.counts, durations.seconds)
+        took = Buckets(count.BOUNDS, durations.counts, durations.seconds)
+        return took, self._committer.operations
 
     @property
     def _authenticated(self) -> bool:

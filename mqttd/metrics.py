@@ -52,11 +52,12 @@ METRICS: Final = (
     Metric("mqttd_connections", GAUGE, ("listener", "version"), "clients connected"),
     Metric("mqttd_connections_maximum", GAUGE, (), "most clients connected at once"),
     Metric("mqttd_connects_total", COUNTER, ("result", "reason"), "how connections began"),
+    Metric("mqttd_disconnects_total", COUNTER, ("reason",), "clients that are gone"),
     Metric("mqttd_sessions", GAUGE, ("state",), "sessions, also of clients that are away"),
     Metric("mqttd_sessions_expired_total", COUNTER, (), "sessions whose time was over"),
     Metric("mqttd_takeovers_total", COUNTER, (), "connections displaced by one of the same client"),
     Metric("mqttd_subscriptions", GAUGE, ("shared",), "subscriptions of all sessions"),
-    Metric("mqttd_packets_total", COUNTER, ("direction",), "MQTT packets"),
+    Metric("mqttd_packets_total", COUNTER, ("direction", "type"), "MQTT packets"),
     Metric("mqttd_bytes_total", COUNTER, ("direction",), "bytes of MQTT, without TLS, WebSocket"),
     Metric("mqttd_messages_received_total", COUNTER, ("qos",), "PUBLISH packets from clients"),
     Metric("mqttd_messages_sent_total", COUNTER, ("qos",), "PUBLISH packets to clients"),
@@ -107,6 +108,7 @@ METRICS: Final = (
     ),
     Metric("mqttd_storage_info", GAUGE, ("durability",), "what an acknowledgement promises; 1"),
     Metric("mqttd_storage_batches_total", COUNTER, (), "transactions that became durable"),
+    Metric("mqttd_storage_operations_total", COUNTER, (), "changes in them, some of many rows"),
     Metric(
         "mqttd_storage_elided_total", COUNTER, (), "deliveries settled before they were written"
     ),
@@ -138,10 +140,15 @@ REFUSALS: Final = (
     count.REFUSED_NOT_CONNECT,
     count.REFUSED_TIMEOUT,
     count.REFUSED_LEFT,
-    *(
-        spec.reason_name(code).lower().replace(" ", "_")
-        for code in sorted(spec.REASONS[spec.CONNACK] - {spec.SUCCESS})
-    ),
+    *(spec.reason_word(code) for code in sorted(spec.REASONS[spec.CONNACK] - {spec.SUCCESS})),
+)
+ENDS: Final = (
+    count.GONE_BY_CLIENT,
+    count.GONE_LOST,
+    *(spec.reason_word(code, spec.DISCONNECT) for code in sorted(spec.REASONS[spec.DISCONNECT])),
+)
+PACKETS: Final = tuple(
+    (kind, spec.PACKET_NAMES[kind].lower()) for kind in range(spec.CONNECT, spec.AUTH + 1)
 )
 VERSIONS: Final = {spec.MQTT31: "3.1", spec.MQTT311: "3.1.1", spec.MQTT5: "5"}
 
@@ -200,6 +207,7 @@ class Facts:
     certificates: dict[str, float] = field(default_factory=dict)  # listener → end
     plugins: list[PluginFacts] = field(default_factory=list)
     commits: Buckets | None = None
+    operations: int = 0
 
 
 Number = int | float
@@ -220,6 +228,7 @@ def samples(broker: Broker, census: Census, facts: Facts) -> dict[str, Series]:
         "mqttd_retained_messages": census.retained,
         "mqttd_retained_bytes": census.retained_bytes,
         "mqttd_storage_batches_total": broker.journal.committed,
+        "mqttd_storage_operations_total": facts.operations,
         "mqttd_storage_elided_total": broker.journal.elided,
         "mqttd_storage_waiting": len(broker.context.holding),
         "mqttd_storage_refusing": 1 if broker.journal.refusing else 0,
@@ -363,9 +372,10 @@ def _counted(counters: Counters) -> dict[str, Series]:
     found["mqttd_messages_dropped_total"] = drops | {
         (reason,): number for reason, number in counters.dropped.items()
     }
-    found["mqttd_packets_total"] = _both(
-        counters.packets_received, counters.packets_sent + counters.publish_sent
-    )
+    found["mqttd_packets_total"] = _packets(counters)
+    ends: Series = {(reason,): 0 for reason in ENDS}
+    ends |= {(reason,): number for reason, number in counters.gone.items()}
+    found["mqttd_disconnects_total"] = ends
     found["mqttd_bytes_total"] = _both(counters.bytes_received, counters.bytes_sent)
     found["mqttd_payload_bytes_total"] = _both(
         counters.publish_bytes_received, counters.publish_bytes_sent
@@ -376,6 +386,16 @@ def _counted(counters: Counters) -> dict[str, Series]:
     found["mqttd_messages_sent_total"] = _by_qos(
         counters.publish_sent, counters.publish_sent_qos1, counters.publish_sent_qos2
     )
+    return found
+
+
+def _packets(counters: Counters) -> Series:
+    received, sent = list(counters.received), list(counters.sent)
+    received[spec.PUBLISH] = counters.packets_received - sum(received)
+    sent[spec.PUBLISH] = counters.publish_sent
+    found: Series = {}
+    for direction, numbers in (("received", received), ("sent", sent)):
+        found |= {(direction, name): numbers[kind] for kind, name in PACKETS}
     return found
 
 

@@ -55,7 +55,7 @@ class Monitor:
         self._place = place
         self.facts = facts
         self.plugins: Callable[[], list[metrics.PluginFacts]] = list
-        self.commits: Callable[[], metrics.Buckets | None] = lambda: None
+        self.commits: Callable[[], tuple[metrics.Buckets | None, int]] = lambda: (None, 0)
         self._flow: Flow | None = None
         self._tree: SysTree | None = None
         self._news: list[tuple[str, str]] = []  # still to be announced
@@ -199,7 +199,7 @@ class Monitor:
         facts.resident = _memory()[0]
         facts.max_fds = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         facts.plugins = self.plugins()
-        facts.commits = self.commits()
+        facts.commits, facts.operations = self.commits()
         found = metrics.samples(flow.broker, census, facts)
         page = metrics.render(found, metrics.of_plugins(facts.plugins))
         return Response(200, page, metrics.CONTENT_TYPE)

@@ -13,6 +13,7 @@ from mqttd.census import Census
 from mqttd.core import counters as count
 from mqttd.core import spec
 from mqttd.core.letters import Letters
+from mqttd.core.packets import Pingreq
 from mqttd.metrics import (
     COUNTER,
     DROPS,
@@ -201,6 +202,8 @@ def test_a_counter_that_counts_shows(name: str) -> None:
         counters.drop(count.DROP_EXPIRED)
     elif name in ("refused", "connects_refused"):
         counters.refuse(count.REFUSED_TIMEOUT)
+    elif name == "gone":
+        counters.leave(count.GONE_LOST)
     else:
         setattr(counters, name, getattr(counters, name) + 7)
     assert page(h) != before
@@ -247,6 +250,57 @@ def test_figures() -> None:
     assert value(found, "mqttd_storage_info", durability="full") == 1
     sent_bytes = value(found, "mqttd_bytes_total", direction="sent")
     assert sent_bytes == h.broker.counters.bytes_sent
+
+
+def test_why_clients_are_gone() -> None:
+    h = Harness()
+    h.client("a").disconnect()
+    h.client("b").drop()
+    h.client("c")
+    h.client("c").send_raw(b"\xf0\x00" * 2)  # taken over; then an AUTH that it may not send
+    h.client("d", 4)
+    h.broker.kick("d", 0x42, "no such code", h.now)
+    h.open().send_raw(b"\x30\x00")  # never was a client
+    found = page(h)
+    name = "mqttd_disconnects_total"
+    gone = {
+        labels[0][1]: number
+        for (metric, labels), number in found.items()
+        if metric == name and number
+    }
+    assert gone == {
+        "by_the_client": 1,
+        "connection_lost": 1,
+        "session_taken_over": 1,
+        "protocol_error": 1,
+        "not_authorized": 1,
+    }
+    assert sum(gone.values()) == h.broker.counters.connects_accepted
+
+
+def test_packets_by_type() -> None:
+    h = Harness()
+    client = h.client("c")
+    client.subscribe("t", qos=1)
+    client.publish("t", b"x", 1, packet_id=5)
+    client.publish("t", b"x")
+    client.send(Pingreq())
+    found = page(h)
+
+    def counts(direction: str) -> dict[str, float]:
+        return {
+            dict(labels)["type"]: number
+            for (metric, labels), number in found.items()
+            if metric == "mqttd_packets_total" and dict(labels)["direction"] == direction and number
+        }
+
+    assert counts("received") == {
+        "connect": 1, "subscribe": 1, "publish": 2, "puback": 1, "pingreq": 1,
+    }  # fmt: skip
+    assert counts("sent") == {
+        "connack": 1, "suback": 1, "publish": 2, "puback": 1, "pingresp": 1,
+    }  # fmt: skip
+    assert sum(counts("received").values()) == h.broker.counters.packets_received
 
 
 def test_the_store() -> None:

@@ -115,7 +115,7 @@ class Connection(Inbound):
             return
         self.counters.refuse(count.REFUSED_TIMEOUT)
         self.router.note("refused", self.client_id, self.peer, "no CONNECT in time")
-        self._leave(True, now)
+        self._leave(True, now, count.GONE_LOST)
         self.finish()
 
     def connection_lost(self, now: float) -> None:
@@ -124,7 +124,7 @@ class Connection(Inbound):
         if self.session is not None:
             self._note_end("connection lost")
         self.gave_up()
-        self._leave(True, now)
+        self._leave(True, now, count.GONE_LOST)
         self.closed = True
         self.writable = False
         self.router.forget(self)
@@ -151,9 +151,11 @@ class Connection(Inbound):
         if self.state == CLOSED:
             return
         self._note_end(reason)
+        if code not in spec.REASONS[spec.DISCONNECT]:  # [MQTT-3.14.2-1]
+            code = spec.NOT_AUTHORIZED
         if self.established and self.version >= 5:  # [MQTT-3.14.0-1] never before CONNACK
             self._send_disconnect(code, reason)
-        self._leave(True, now)
+        self._leave(True, now, spec.reason_word(code, spec.DISCONNECT))
         self.finish()  # [MQTT-3.14.4-2] [MQTT-4.13.2-1] whether DISCONNECT left or not
 
     def unsendable(self) -> None:
@@ -174,12 +176,15 @@ class Connection(Inbound):
                 first = framer.first
                 kind = first >> 4
                 if self.state != OPEN:
+                    self.counters.received[kind] += 1
                     self.on_early(first, framer.data, framer.pos, framer.end, now)
                 elif kind == spec.PUBLISH:
                     self.on_publish(first, framer.data, framer.start, framer.pos, framer.end, now)
                 elif kind == spec.PUBACK:
+                    self.counters.received[kind] += 1
                     self._on_puback(first, framer.data, framer.pos, framer.end, now)
                 else:
+                    self.counters.received[kind] += 1
                     self._on_packet(kind, first, framer.data, framer.pos, framer.end, now)
         except ProtocolError as error:
             self.fail(error, now)
@@ -362,7 +367,8 @@ class Connection(Inbound):
             self.router.set_expiry(session, interval)
         self._note_end("by the client")
         # [MQTT-3.14.4-3] 0x00 discards the will, anything else lets it go out.
-        self._leave(packet.reason != spec.NORMAL_DISCONNECTION, now)
+        with_will = packet.reason != spec.NORMAL_DISCONNECTION
+        self._leave(with_will, now, count.GONE_BY_CLIENT)
         self.finish()
 
     # Leaving.
@@ -374,19 +380,17 @@ class Connection(Inbound):
     def _note_end(self, reason: str) -> None:
         self.router.note("disconnect", self.client_id, self.peer, reason, self.username)
 
-    def _leave(self, with_will: bool, now: float) -> None:
+    def _leave(self, with_will: bool, now: float, why: str) -> None:
         self.state = CLOSED
         session = self.session
         if session is not None:
             self.session = None
             self.writable = False
             self.drop_held()
-            self.counters.clients_connected -= 1
+            self.counters.leave(why)
             self.router.left(session, self, with_will, now)
 
     def _send_disconnect(self, code: int, reason: str) -> None:
-        if code not in spec.REASONS[spec.DISCONNECT]:  # [MQTT-3.14.2-1]
-            code = spec.NOT_AUTHORIZED
         # [MQTT-3.14.2-2] [MQTT-3.14.2-4] a reason string is all that it ever carries.
         properties = Properties()
         if self.wants_reasons and reason:

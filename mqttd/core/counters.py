@@ -1,15 +1,15 @@
 """What the broker counts: plain integers, added to in place.
 
-Owns: the counters, the reasons a message may be dropped for and those a connection may be refused
-for. An attribute increment is the whole cost on the hot path; whoever publishes the numbers reads
-them at scrape time.
+Owns: the counters, the reasons a message may be dropped for, those a connection may be refused for
+and those a client may be gone for. An attribute increment is nearly the whole cost on the hot path;
+whoever publishes the numbers reads them at scrape time.
 
 Must not know: Prometheus, `$SYS`, clocks, rates.
 
 Invariant (the balance): every message × matching subscription ends in exactly one state, so at rest
 `matched == delivered + queued + inflight + sum(dropped.values())`, where queued and inflight are
 read from the sessions (`Broker.balance`). A test holds it. Reasons come from this file and from the
-reason codes of CONNACK, so there are few of them.
+reason codes of CONNACK and DISCONNECT, so there are few of them.
 """
 
 from bisect import bisect_left
@@ -28,6 +28,9 @@ DROP_BY_PLUGIN: Final = "dropped_by_plugin"
 DROP_REDELIVERIES: Final = "redelivery_limit"  # its receivers left it unfinished too often
 DROP_REPLACED: Final = "replaced"  # a newer message of its topic came to a last-value queue
 DROP_NO_MEMBER: Final = "no_shared_member"  # QoS 0, and no member of the group could take it
+
+GONE_BY_CLIENT: Final = "by_the_client"  # with DISCONNECT
+GONE_LOST: Final = "connection_lost"
 
 REFUSED_HANDSHAKE: Final = "handshake"  # TLS or the header of a proxy, before MQTT began
 REFUSED_NOT_CONNECT: Final = "not_connect"  # the first packet is another one
@@ -61,10 +64,13 @@ class Counters:
         self.connects_accepted: int = 0
         self.connects_refused: int = 0
         self.refused: dict[str, int] = {}  # the same, by reason
+        self.gone: dict[str, int] = {}  # clients that were connected, by why they no longer are
         self.bytes_received: int = 0
         self.bytes_sent: int = 0
         self.packets_received: int = 0
-        self.packets_sent: int = 0  # without PUBLISH
+        # By type, both without PUBLISH: that has counters of its own.
+        self.received: list[int] = [0] * 16
+        self.sent: list[int] = [0] * 16
         self.publish_received: int = 0
         self.publish_received_qos1: int = 0
         self.publish_received_qos2: int = 0
@@ -88,12 +94,22 @@ class Counters:
         self.bugs: int = 0
         self.dropped: dict[str, int] = {}
 
+    @property
+    def packets_sent(self) -> int:
+        """Without PUBLISH."""
+        return sum(self.sent)
+
     def admit(self) -> None:
         """Count a CONNECT that was accepted."""
         self.connects_accepted += 1
         self.clients_connected += 1
         if self.clients_connected > self.clients_maximum:
             self.clients_maximum = self.clients_connected
+
+    def leave(self, reason: str) -> None:
+        """Count a client that is gone."""
+        self.clients_connected -= 1
+        self.gone[reason] = self.gone.get(reason, 0) + 1
 
     def refuse(self, reason: str) -> None:
         """Count a connection that ended without a CONNECT that was accepted."""

@@ -301,7 +301,7 @@ class Handshake(Outbound):
         self.state = CLOSED
         if code < 0x80 or code not in spec.REASONS[spec.CONNACK]:
             code = spec.UNSPECIFIED_ERROR  # [MQTT-3.2.2-8] whatever a decider came up with
-        self.counters.refuse(spec.reason_name(code).lower().replace(" ", "_"))
+        self.counters.refuse(spec.reason_word(code))
         if self.version >= 5:
             properties = Properties()
             if self.wants_reasons and reason:

@@ -109,7 +109,7 @@ class Outbound(Link):
             return
         self._out.append(frame)
         self._out_size += len(frame)
-        self.counters.packets_sent += 1
+        self.counters.sent[frame[0] >> 4] += 1
         if not self.dirty:
             self.dirty = True
             self.dirty_list.append(self)
@@ -129,7 +129,7 @@ class Outbound(Link):
         out.append(head)
         out.append(packet_id_bytes(packet_id))
         self._out_size += 4
-        self.counters.packets_sent += 1
+        self.counters.sent[head[0] >> 4] += 1
         if not self.dirty:
             self.dirty = True
             self.dirty_list.append(self)

@@ -331,6 +331,11 @@ def reason_name(code: int, packet_type: int = 0) -> str:
     return REASON_NAMES.get(code, f"Reason 0x{code:02X}")
 
 
+def reason_word(code: int, packet_type: int = 0) -> str:
+    """`reason_name` as a label: `not_authorized`."""
+    return reason_name(code, packet_type).lower().replace(" ", "_").replace("-", "_")
+
+
 def connack_code_v3(reason: int) -> int:
     """The MQTT 3 return code that says best what an MQTT 5 reason code says."""
     if reason == SUCCESS:

@@ -59,6 +59,7 @@ class Committer:
         self._on_failure = on_failure
         self._wanted = asyncio.Event()
         self.durations = Durations()
+        self.operations = 0  # committed
         self._ended = False
         self._task: asyncio.Task[None] | None = None
         self._housekeeper: asyncio.Task[None] | None = None
@@ -122,6 +123,7 @@ class Committer:
                 began = monotonic()
                 await commit
                 self.durations.add(monotonic() - began)
+                self.operations += len(batch.ops)
         except StoreFull as error:
             await self._wait_for_room(error)
         if not self._store.behind:
