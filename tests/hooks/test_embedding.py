@@ -14,9 +14,10 @@ from mqttd.config import ConfigError
 from mqttd.core import encode
 from mqttd.core.packets import Connack, Connect, Puback, Publish
 from mqttd.core.properties import Properties
-from mqttd.hooks.manager import PluginError
+from mqttd.hooks.manager import HookManager, PluginError
 from mqttd.net.protocol import StreamProtocol
 from mqttd.testing import running
+from tests.net import kit
 from tests.net.kit import Wire, until
 
 LISTENERS: dict[str, object] = {"listeners": [{"name": "t", "bind": "127.0.0.1:0"}]}
@@ -121,3 +122,21 @@ async def test_a_session_keeps_no_connection_alive() -> None:
             gc.enable()
         found = [session.client_id async for session in broker.plugin.broker.sessions()]
         assert len(found) == 5
+
+
+@pytest.mark.parametrize("plugins", [0, 1])
+async def test_no_will_is_decided_on_before_the_plugins_have_started(
+    plugins: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    start = HookManager.start
+
+    async def watched(manager: HookManager) -> None:
+        seen.append(manager.broker.hooks_to_come)
+        await start(manager)
+
+    monkeypatch.setattr(HookManager, "start", watched)
+    tree = {**LISTENERS, "plugins": [{"use": "tests.gate:Gate"}] * plugins}
+    async with kit.running(tree) as app:
+        assert seen == [True] * plugins
+        assert not app.broker.hooks_to_come
