@@ -2,21 +2,26 @@
 
 import asyncio
 import itertools
+import re
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from mqttd_plugins._bridge.remote import Failure, Incoming, Intake, Item, Poison, Retry
-from mqttd_plugins._bridge.rules import Rule
+from mqttd_plugins._bridge.rules import BridgeConfig, Rule
 from mqttd_plugins._sqs import LARGEST
 from mqttd_plugins._sqs_in import Receiver, Settle
 from mqttd_plugins.bridge_sqs import Access, Config, SqsRemote, SqsRule
 from pydantic import ValidationError
 
 from mqttd.api import Message
+from mqttd.config import parse_yaml
+from mqttd.yamltree import Document
 from tests.bridges.kit import back, out
 
 _SEQ = itertools.count(1)
+PAGE = Path(__file__).parents[2] / "docs/how-to/bridge-sqs.md"
 Answers = list[tuple[str, Failure | None]]
 
 
@@ -399,3 +404,29 @@ def test_a_loop_that_the_text_shows_is_refused(
         return
     with pytest.raises(ValidationError, match=r"rules\[0\] and rules\[1\]: a loop: what goes out"):
         config(*rules)
+
+
+# The page.
+
+
+def test_the_page_has_the_keys_and_their_defaults_and_its_example_is_good() -> None:
+    text = PAGE.read_text()
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (.*?) \| .* \|$", text, re.MULTILINE)
+    told = {key: default for keys, default in rows for key in re.findall(r"\w+", keys)}
+    own = Config.model_fields.keys() - BridgeConfig.model_fields.keys()
+    assert told.keys() == own
+    usual = config(out("#", "a"))
+    for key, default in told.items():
+        field = Config.model_fields[key]
+        if default == "required":
+            assert field.is_required()
+        elif default == "absent":
+            assert getattr(usual, key) is None
+        else:
+            document: Any = Document(f"{key}: {default.strip('`')}", "page").value
+            assert config(out("#", "a"), **document) == usual
+            assert config(out("#", "a"), **{key: 7}) != usual
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (entry,) = parse_yaml(block, "page").plugins
+    assert entry.use == "bridge_sqs"
+    assert len(Config.model_validate(entry.config).all_rules()) == 2
