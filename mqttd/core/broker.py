@@ -126,10 +126,14 @@ class Broker(Registry):
         self.context.requests = []
         for request in requests:
             queue = request.queue
-            if queue.closed:
+            if queue.closed and not request.reason:
                 continue
             if len(taken) >= _PAGES_A_TURN:
                 waiting.append(request)
+                continue
+            if request.reason:
+                durable = request.serials[-1] <= self.journal.durable
+                (taken if durable else waiting).append(request)
                 continue
             request.serials = queue.begin_page(PAGE, self.journal.durable)
             if request.serials:
@@ -166,6 +170,9 @@ class Broker(Registry):
         queue = request.queue
         session = request.session
         counters = self.counters
+        if request.reason:
+            self._ended_unread(request, page)
+            return
         if queue.closed:
             self.journal.abandon([array("q", request.serials)])
             return
@@ -181,6 +188,24 @@ class Broker(Registry):
             self.context.tails[queue.number] = queue
         self._move_on(request, now)
 
+    def _ended_unread(self, request: PageRequest, page: list[Delivery]) -> None:
+        """Messages that had ended were read: now they end, as those that were at hand do."""
+        queue = request.queue
+        last = page[-1].serial if page else request.serials[-1]
+        left = [serial for serial in request.serials if serial > last]
+        ended = len(request.serials) - len(left)
+        self.context.ending -= ended
+        for delivery in page:
+            self.context.drop(request.reason, queue.client_id, delivery.message, queue.group)
+            self.journal.settle(queue.number, delivery)
+        if ended > len(page):  # as in `paged`
+            self.counters.bugs += 1
+            self.counters.drop(count.DROP_LOST, ended - len(page))
+            self.note("bug", queue.client_id, "", "a queue lost rows")
+        if left:
+            request.serials = left
+            self.context.requests.append(request)
+
     def expired(self, found: list[tuple[int, int]]) -> None:
         """The store came across messages that expired: owner and serial of each delivery."""
         of_owner: dict[int, set[int]] = {}
@@ -190,9 +215,9 @@ class Broker(Registry):
             queue = self.context.tails.get(number)
             if queue is None:
                 continue  # what isn't in a tail is seen to when its turn comes
-            for serial in queue.remove(gone):
-                self.context.drop_unread(count.DROP_EXPIRED)
-                self.journal.record(journal.DELIVERY_FORGET, "", "", serial)
+            ended = queue.remove(gone)
+            if ended:
+                self.context.end_unread(queue, count.DROP_EXPIRED, ended)
             if queue.tail == 0:
                 del self.context.tails[number]
 
@@ -387,7 +412,7 @@ class Broker(Registry):
 
     def balance(self) -> tuple[int, int]:
         """(queued, in flight) over all sessions and shared groups, for the balance of counters."""
-        queued = 0
+        queued = self.context.ending
         inflight = 0
         for session in self.sessions.values():
             inflight += len(session.window.deliveries)

@@ -29,8 +29,10 @@ _SEARCH_EVERY: Final = 1.0  # seconds between two searches of a full queue for w
 class Queue:
     """The messages that wait for one owner, a session or a shared group."""
 
-    def __init__(self, number: int, paging: bool) -> None:
+    def __init__(self, number: int, paging: bool, client_id: str = "", group: str = "") -> None:
         self.number = number  # of the owner, in the journal
+        self.client_id = client_id  # the owner's name, or that of the group
+        self.group = group
         self.paging = paging
         self.head: deque[Delivery] = deque()
         self.tail: int = 0  # deliveries that only the store has

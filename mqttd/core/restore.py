@@ -155,7 +155,10 @@ class Restorer:
             owner = self._owners.get(number)
             if owner is None:
                 return False
-            queue = Queue(number, True)
+            if isinstance(owner, SharedGroup):
+                queue = Queue(number, True, "", owner.title)
+            else:
+                queue = Queue(number, True, owner.client_id)
             owner.queue = queue
             self._context.tails[number] = queue
             if isinstance(owner, SharedGroup):

@@ -29,7 +29,7 @@ from mqttd.core.letters import Letters
 from mqttd.core.link import Link
 from mqttd.core.message import OWED, Holder, Message
 from mqttd.core.packets import Will
-from mqttd.core.queue import Queue
+from mqttd.core.queue import PAGE, Queue
 from mqttd.core.retained import Cursor
 from mqttd.core.settings import DROP_OLDEST, Settings
 from mqttd.core.trie import SharedGroup, Subscriber, Subscription
@@ -42,13 +42,18 @@ _REPLAY_BACKLOG: Final = 262144
 
 
 class PageRequest:
-    """A queue wants the next page of what it left to the store; its owner is one of the two."""
+    """A queue wants the next page of what it left to the store; its owner is one of the two.
+
+    With a `reason` nobody wants the page: its messages have ended, and are read for their dead
+    letters.
+    """
 
     def __init__(self, queue: Queue, session: "Session | None", group: SharedGroup | None) -> None:
         self.queue = queue
         self.session = session
         self.group = group
         self.serials: list[int] = []  # once the request is taken
+        self.reason: str = ""
 
 
 class Context:
@@ -70,6 +75,7 @@ class Context:
         self.waiting_groups: dict[SharedGroup, None] = {}  # with a message behind a barrier
         self.requests: list[PageRequest] = []  # for the store to serve
         self.tails: dict[int, Queue] = {}  # queues with a tail, by the number of the owner
+        self.ending: int = 0  # messages that have ended, and are still to be read
 
     def at(self, now: float) -> None:
         """What is written down from here on happened at `now`."""
@@ -124,6 +130,20 @@ class Context:
         if self.letters is not None:
             self.letters.miss(reason, number)
 
+    def end_unread(self, queue: Queue, reason: str, serials: list[int]) -> None:
+        """Messages end that a queue has left to the store: read first, where that is wanted."""
+        if self.letters is None or reason not in self.letters.reasons:
+            self.counters.drop(reason, len(serials))
+            for serial in serials:
+                self.journal.record(DELIVERY_FORGET, "", "", serial)
+            return
+        self.ending += len(serials)
+        for at in range(0, len(serials), PAGE):
+            request = PageRequest(queue, None, None)
+            request.reason = reason
+            request.serials = serials[at : at + PAGE]
+            self.requests.append(request)
+
     def drop_oldest(self, queue: Queue, client_id: str, group: str = "") -> Delivery | None:
         """Make room in a full queue: the delivery to settle, if it is at hand."""
         if queue.head:
@@ -137,10 +157,18 @@ class Context:
     def abandon(self, queue: Queue) -> None:
         """The owner of a queue has gone; what the head holds is left to the caller."""
         self.tails.pop(queue.number, None)
-        waiting = queue.tail + queue.coming
-        if waiting:
-            self.drop_unread(count.DROP_SESSION_ENDED, waiting)
-        self.journal.abandon(queue.close())
+        if queue.coming:
+            self.drop_unread(count.DROP_SESSION_ENDED, queue.coming)
+        waiting = queue.tail
+        chunks = queue.close()
+        letters = self.letters
+        if letters is not None and count.DROP_SESSION_ENDED in letters.reasons:
+            for chunk in chunks:
+                self.end_unread(queue, count.DROP_SESSION_ENDED, list(chunk))
+        else:
+            if waiting:
+                self.counters.drop(count.DROP_SESSION_ENDED, waiting)
+            self.journal.abandon(chunks)
 
 
 class Replay:
@@ -263,7 +291,8 @@ class Session(Subscriber):
         context = self.context
         queue = self.queue
         if queue is None:
-            queue = self.queue = Queue(self.number, self.durable and context.journal.paging)
+            paging = self.durable and context.journal.paging
+            queue = self.queue = Queue(self.number, paging, self.client_id)
         settings = context.settings
         limit = settings.max_queued_messages
         if limit and len(queue) >= limit:

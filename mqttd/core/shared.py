@@ -396,7 +396,7 @@ def _forget_latest(group: SharedGroup, delivery: Delivery) -> None:
 def _opened_queue(group: SharedGroup, durable: bool, context: Context) -> Queue:
     queue = queue_of(group)
     if queue is None:
-        queue = Queue(group.number, False)
+        queue = Queue(group.number, False, "", group.title)
         group.queue = queue
     if durable and not queue.paging:  # new, or the first member that lasts came after it
         _number(group, context)

@@ -177,6 +177,7 @@ class Queues(Plugin[Config]):
     def __init__(self, config: Config, broker: BrokerServices) -> None:
         super().__init__(config, broker)
         self.queues: dict[str, Queue] = {}
+        self._deleted: dict[str, Queue] = {}  # for the dead letters of what waited in them
         self.watches = frozenset({SUBSCRIBED}) if config.on_demand is not None else frozenset()
         if not _made_by_publishers(config):
             self.unused = frozenset({"on_publish"})
@@ -258,7 +259,7 @@ class Queues(Plugin[Config]):
         waiting = 0 if info is None else info.queued
         if waiting and not force:
             raise ValueError(f"{waiting} messages wait in {name}: force=true deletes them, too")
-        del self.queues[name]
+        self._deleted[name] = self.queues.pop(name)
         self.broker.govern(queue.share, None)
         client = await self.broker.client(PREFIX + name, session_expiry_s=0)
         client.close()
@@ -344,7 +345,9 @@ class Queues(Plugin[Config]):
 
     def on_undelivered(self, undelivered: Undelivered) -> Message | None:
         found = _SHARE.fullmatch(undelivered.share)
-        queue = None if found is None else self.queues.get(found[1])
+        if found is None:
+            return None
+        queue = self.queues.get(found[1]) or self._deleted.get(found[1])
         if queue is None or queue.options.dead_letter_topic is None:
             return None
         message = undelivered.message

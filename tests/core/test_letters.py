@@ -179,16 +179,53 @@ def test_the_list_is_bounded() -> None:
     assert letters.take() == []
 
 
-def test_what_only_the_store_has_is_counted_as_unread() -> None:
+@pytest.mark.parametrize("topic_filter", ["t", "$share/g/t"])
+def test_what_only_the_store_has_is_read_when_its_session_ends(topic_filter: str) -> None:
+    h = Paged()
+    h.most = 17  # deliveries in a page: it is cut short, again and again
+    b = Buried(h)
+    b.client("a", topic_filter, expiry=10).drop()
+    sent = [b"%d" % number for number in range(100)]
+    b.send(*sent)
+    h.commit()
+    h.advance(20)
+    assert b.broker.balance() == (100 - 64, 0)
+    h.commit()
+    assert sorted([each.message.payload for each in b.asked]) == sorted(sent)
+    assert {each.reason for each in b.asked} == {count.DROP_SESSION_ENDED}
+    group = "" if topic_filter == "t" else topic_filter
+    assert {(each.client_id, each.group) for each in b.asked} == {("" if group else "a", group)}
+    assert h.dropped == {count.DROP_SESSION_ENDED: 100}
+    assert (h.shelf.rows, b.letters.unread, b.broker.balance()) == ({}, 0, (0, 0))
+
+
+def test_what_only_the_store_has_is_read_when_it_expires() -> None:
     h = Paged()
     b = Buried(h)
+    b.client("a", "t", expiry=1000).drop()
+    b.send(*[b"stays"] * 64)
+    b.send(*[b"%d" % number for number in range(30)], expires_at=h.now + 5)
+    b.send(b"stays")
+    h.commit()
+    h.now += 5
+    h.tidy()
+    h.commit()
+    assert [each.message.payload for each in b.asked] == [b"%d" % number for number in range(30)]
+    assert {(each.reason, each.client_id) for each in b.asked} == {(count.DROP_EXPIRED, "a")}
+    assert [row.payload for row in h.shelf.rows.values()] == [b"stays"] * 65
+    assert b.broker.balance() == (65, 0)
+
+
+def test_what_only_the_store_has_is_not_read_where_nobody_asks() -> None:
+    h = Paged()
+    b = Buried(h, frozenset({count.DROP_REFUSED}))
     b.client("a", "t", expiry=10).drop()
     b.send(*[b"x"] * 100)
     h.commit()
     h.advance(20)
     h.commit()
-    assert b.letters.unread == 100 - 64
-    assert len(b.asked) == 64
+    assert (h.shelf.read, h.shelf.rows, b.asked) == (0, {}, [])
+    assert h.dropped == {count.DROP_SESSION_ENDED: 100}
 
 
 def test_a_hook_that_fails_costs_its_letter_alone() -> None:

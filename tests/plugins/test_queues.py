@@ -332,6 +332,23 @@ async def test_publishers_are_not_looked_at_where_they_make_no_queues() -> None:
                 await plugin.reload(config(on_demand={"made_by": "anybody"}))
 
 
+async def test_what_waits_in_a_queue_that_is_deleted_goes_to_its_dead_letter_topic() -> None:
+    made = config(on_demand={"made_by": "anybody", "dead_letter_topic": "dead/{queue}/{reason}"})
+    async with hooked(prepared(Queues, "queues", made)) as it:
+        collector = await it.client("collector")
+        collector.send(Subscribe(1, [Filter("dead/#", 1)]))
+        publisher = await it.client("p")
+        publisher.publish("$queue/q", b"1", 1)
+        await it.until(lambda: publisher.received)
+        plugin = it.manager.plugin("queues")
+        assert isinstance(plugin, Queues)
+        answer = await plugin.control("delete", {"name": "q", "force": True})
+        assert answer == {"deleted": "q", "messages": 1}
+        await it.turn()
+        (letter,) = collector.messages()
+        assert (letter.topic, bytes(letter.payload)) == ("dead/q/session_ended", b"1")
+
+
 async def test_nobody_makes_a_queue_that_it_may_not_have() -> None:
     rights = {"use": RIGHTS, "config": {"publish": [], "subscribe": ["$queue/mine"]}}
     async with broker_with(queues(on_demand={}), rights) as broker, client(broker, "c") as wire:

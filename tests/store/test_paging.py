@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mqttd.core.letters import Letters
 from mqttd.core.packets import Connack, Connect, Puback, Will
 from mqttd.core.properties import Properties
 from mqttd.core.queue import PAGE, PAGE_BYTES, Queue
@@ -539,3 +540,29 @@ def test_a_queue_that_begins_with_the_start_pages(path: Path) -> None:
             fill(other, "w", range(1, 200))
             assert len(queue_of(other, "heir").head) == HEAD
             assert Receiver("heir").connect(other).drain(other) == list(range(200))
+
+
+def test_what_ends_in_a_deep_queue_is_read_for_its_dead_letter(path: Path) -> None:
+    """By expiry while its client is away, and with the session."""
+    with Disk(path) as disk:
+        letters = disk.broker.context.letters = Letters(frozenset({"expired", "session_ended"}))
+        buried: list[tuple[str, int]] = []
+        disk.broker.hooks.undelivered = lambda letter: buried.append(
+            (letter.reason, number_of(letter.message.payload))
+        )
+        away(disk, "away", "a", expiry=1000)
+        fill(disk, "a", range(100))
+        fill(disk, "a", range(100, 150), expiry=5)
+        disk.advance(10)
+        while disk.tidy():
+            pass
+        disk.commit()
+        assert buried == [("expired", number) for number in range(100, 150)]
+        assert rows_in(disk)["messages"] == 100
+        buried.clear()
+        disk.advance(1000)
+        disk.commit()
+        assert sorted(buried) == [("session_ended", number) for number in range(100)]
+        assert rows_in(disk) == EMPTY
+        assert (letters.unread, disk.broker.balance()) == (0, (0, 0))
+        assert_sound(disk)
