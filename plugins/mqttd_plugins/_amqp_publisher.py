@@ -27,8 +27,8 @@ from mqttd_plugins._amqp_connection import Channel, Connection, Ended
 from mqttd_plugins._amqp_wire import Properties
 from mqttd_plugins._bridge.remote import Done, Failure, Item, Poison, Refused, Retry
 
-# Not for a topic permission: there it is about the one routing key.
-_NO_ACCESS: Final = re.compile(r"(?<!topic )access to exchange '(.*?)' in")
+# From its beginning: where a topic is refused, the text quotes what a publisher chose.
+_NO_ACCESS: Final = re.compile(r"ACCESS_REFUSED - (?:write )?access to exchange '(.*?)' in vhost")
 
 _Place = tuple[str, str, str]  # exchange, routing key, message id
 
@@ -150,7 +150,7 @@ class Publisher:
             self._returned.add(tag)
 
     def _ended(self, reason: Ended) -> None:
-        found = _NO_ACCESS.search(reason.text) if reason.code == 403 else None
+        found = _NO_ACCESS.match(reason.text) if reason.code == 403 else None
         if found is not None:
             exchange = "" if found[1] == "amq.default" else found[1]
             for tag, (item, done, place) in list(self._flying.items()):

@@ -162,14 +162,16 @@ async def test_a_right_that_is_missing_is_no_fault_of_a_message(words: str) -> N
 async def test_the_exchange_without_a_name_has_one_in_refusals() -> None:
     at = Desk()
     at.publish("1", exchange="")
-    at.channel.end(Ended("access to exchange 'amq.default' in vhost '/' refused for user 'u'", 403))
+    text = "ACCESS_REFUSED - access to exchange 'amq.default' in vhost '/' refused for user 'u'"
+    at.channel.end(Ended(text, 403))
     assert [id for id, _ in at.answers] == ["1"]
 
 
-async def test_a_topic_that_nobody_may_publish_is_the_message_s_fault() -> None:
+@pytest.mark.parametrize("key", ["k", "ACCESS_REFUSED - access to exchange 'e' in vhost"])
+async def test_a_topic_that_nobody_may_publish_is_the_message_s_fault(key: str) -> None:
     at = Desk()
-    at.publish("1")
-    text = "ACCESS_REFUSED - access to topic 'k' in exchange 'e' in vhost '/' refused for user 'u'"
+    at.publish("1", key=key)
+    text = f"ACCESS_REFUSED - access to topic '{key}' in exchange 'e' in vhost '/' refused for user"
     at.channel.end(Ended(text, 403))
     assert (at.answers, at.publisher.refusal) == ([], None)
 

@@ -160,7 +160,10 @@ class Queue:
 
 def secured(server: Server) -> SecureRabbitMQ:
     if not server.ours:
-        pytest.skip("MQTTD_TEST_RABBITMQ has not the users and certificates of this test")
+        pytest.skip(
+            "this RabbitMQ has not the users and certificates of the test: "
+            "apt-get install rabbitmq-server, and leave MQTTD_TEST_RABBITMQ unset"
+        )
     assert isinstance(server, SecureRabbitMQ)
     return server
 
