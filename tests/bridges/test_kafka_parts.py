@@ -232,7 +232,11 @@ async def test_items_are_confirmed_as_kafka_confirms_them() -> None:
     assert at.ends == []
 
 
-async def test_a_key_has_the_partition_that_kafkas_own_clients_choose() -> None:
+@pytest.mark.parametrize("remembered", [3, 10_000])
+async def test_a_key_has_the_partition_that_kafkas_own_clients_choose(
+    monkeypatch: pytest.MonkeyPatch, remembered: int
+) -> None:
+    monkeypatch.setattr("mqttd_plugins._kafka_out._PLACES", remembered)
     at = Sending("t", producer=ManyParted)
     items = [numbered(number, f"k{number % 8}") for number in range(32)]
     await at.writer.send(items, at.done)

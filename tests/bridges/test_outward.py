@@ -30,6 +30,21 @@ async def test_a_message_leaves_the_outbox_only_when_it_is_confirmed() -> None:
     await at.end()
 
 
+async def test_rules_are_found_for_more_topics_than_are_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mqttd_plugins._bridge.outward._TOPICS", 2)
+    at = await desk(out("a/#", "A"), out("+/1", "B"))
+    await at.connect()
+    for _ in range(2):
+        for topic in ("a/1", "a/2", "b/1"):
+            at.put(topic, topic=topic)
+    await at.settle()
+    targets = [(item.message.topic, item.target) for item in at.system.arrived]
+    assert targets == 2 * [("a/1", "A"), ("a/1", "B"), ("a/2", "A"), ("b/1", "B")]
+    await at.end()
+
+
 async def test_confirms_are_pipelined_and_come_in_any_order() -> None:
     at = await desk()
     at.system.silent = True
