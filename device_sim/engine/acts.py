@@ -346,7 +346,10 @@ class Acts:
     ) -> Pour:
         seed, group = self.run.scenario.seed, device.group
         times = MessageTimes(entry, seed, group.name, device.index, group.count, key, body.factor)
-        end_ns = NEVER if body.duration is None else begun_ns + int(body.duration * 1e9)
+        # Nothing is due after its stage, however long a busy loop takes to end it.
+        end_ns = min(NEVER, int(self._ends_at * 1e9))
+        if body.duration is not None:
+            end_ns = min(end_ns, begun_ns + int(body.duration * 1e9))
         next_s = None if times.even else times.next
         count = NEVER if body.count is None else body.count
         return Pour(feed, begun_ns, times.first_s, times.step_s, next_s, count, end_ns)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -600,3 +601,24 @@ async def test_each_device_has_a_certificate_of_its_own(tmp_path: Path) -> None:
     Path(tmp_path, "ca-device-1.key").write_bytes(Path(tmp_path, "ca-device-0.key").read_bytes())
     with pytest.raises(UsageError, match=r"certificates of device: .*ca-device-1\.crt: .*MISMATCH"):
         Run(load(file), lambda sample: None)
+
+
+async def test_nothing_becomes_due_after_its_stage() -> None:
+    text = """
+scenario: a stage that ends late
+groups:
+  - {name: device, count: 2, publish: [{topic: "x/{id}", qos: 1, rate: 100}]}
+  - {name: reader, subscribe: [{filters: ["x/#"], qos: 1}]}
+stages:
+  - {name: connect, actions: [connect: {}]}
+  - {name: go, duration: 200ms, actions: [publish: {}]}
+"""
+
+    async def busy(run: Run) -> None:
+        await until(lambda: run.ledger.received > 5)
+        time.sleep(0.4)
+
+    async with broker() as app:
+        _, result = await run_on(app, scenario(text), busy)
+    assert_good(result)
+    assert 2 * 19 <= result.throughput.sent + result.throughput.held_back <= 2 * 20
