@@ -6,6 +6,9 @@ Before the clock starts both ends are connected, and a warm-up went the whole wa
 first PUBLISH until the other system has confirmed the last message, as the bridge counts it. Then
 everything is read there, and a run in which a message is missing is none.
 
+At full speed more is published than leaves, so most of it is read back from the disk. `--rate`
+publishes that many a second: does the bridge keep up?
+
 `--waiting` publishes everything while the other system is down: `rss_mib` is the broker's memory
 before, after each tenth, and after all has left. The clock runs from the moment when the other
 system is back: what a bridge does that has to catch up.
@@ -43,6 +46,7 @@ from tests.bridges.trial import KEYS, Far, Node, connected  # noqa: E402
 SIZE = 64
 PUBLISHERS = 4
 WINDOW = 800  # of a publisher, below the Receive Maximum of the broker
+PACE_S = 0.005  # between two looks at a rate
 PATIENCE_S = 1800.0
 TICKS = os.sysconf("SC_CLK_TCK")
 Run = dict[str, Any]
@@ -77,17 +81,29 @@ def acknowledged(data: bytearray) -> int:
     return count
 
 
-async def publish_part(node: Node, name: str, numbers: list[int]) -> None:
-    """One connection publishes its part, and waits for the last acknowledgement."""
+async def publish_part(node: Node, name: str, numbers: list[int], rate: float) -> None:
+    """One connection publishes its part, and waits for the last acknowledgement.
+
+    `rate`: messages a second at most; 0: as fast as they are acknowledged.
+    """
     wire = await connected(node, name)
+    began = time.monotonic()
     try:
         data = bytearray()
         sent = done = 0
         while done < len(numbers):
-            if sent < len(numbers) and sent - done <= WINDOW // 2:
-                part = numbers[sent : done + WINDOW]
+            end = done + WINDOW
+            if rate:
+                end = min(end, int((time.monotonic() - began) * rate))
+            elif sent - done > WINDOW // 2:
+                end = sent  # a few large writes rather than many small ones
+            part = numbers[sent:end]
+            if part:
                 wire.writer.write(b"".join(map(frame, part)))
                 sent += len(part)
+            if sent == done:
+                await asyncio.sleep(PACE_S)
+                continue
             more = await wire.reader.read(1 << 16)
             if not more:
                 raise RuntimeError("the broker closed the connection of a publisher")
@@ -97,13 +113,14 @@ async def publish_part(node: Node, name: str, numbers: list[int]) -> None:
         await wire.close()
 
 
-async def publish(node: Node, first: int, end: int) -> None:
+async def publish(node: Node, first: int, end: int, rate: float = 0.0) -> None:
     """Publish messages `first` to `end`; all of a topic are published by one connection."""
     parts: list[list[int]] = [[] for _ in range(PUBLISHERS)]
     for number in range(first, end):
         parts[number % PUBLISHERS].append(number)
+    each = rate / PUBLISHERS
     await asyncio.gather(
-        *(publish_part(node, f"bench-{number}", part) for number, part in enumerate(parts))
+        *(publish_part(node, f"bench-{number}", part, each) for number, part in enumerate(parts))
     )
 
 
@@ -163,7 +180,7 @@ class Watch:
         while (out := self.status()["out"])["confirmed"] < messages:
             if out["dead_lettered"] or out["dropped"]:
                 raise RuntimeError(f"messages went astray: {out}")
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)  # an answer costs the broker as much as several messages
 
     def close(self) -> None:
         self._control.close()
@@ -198,11 +215,11 @@ async def be_known(far: Far) -> None:
     await asyncio.gather(reading, return_exceptions=True)
 
 
-async def online(run: Run, node: Node, watch: Watch, first: int, end: int) -> None:
+async def online(run: Run, node: Node, watch: Watch, first: int, end: int, rate: float) -> None:
     """Publish and bridge at once."""
     cpu = cpu_s(watch.pid)
     began = time.monotonic()
-    await publish(node, first, end)
+    await publish(node, first, end, rate)
     run["published_per_s"] = round((end - first) / (time.monotonic() - began))
     await watch.confirmed(end)
     took(run, end - first, began, cpu, watch)
@@ -233,7 +250,9 @@ def took(run: Run, messages: int, began: float, cpu: tuple[float, float], watch:
     run["far_us"] = round((others - cpu[1]) / messages * 1e6, 1)
 
 
-async def measure(far: Far, messages: int, warm_up: int, while_down: bool) -> Run:
+async def measure(
+    far: Far, messages: int, warm_up: int, while_down: bool, rate: float = 0.0
+) -> Run:
     run: Run = {"bridge": far.NAME, "messages": messages, "waiting": while_down}
     await far.start()
     node = Node(far.directory / "broker", 0, far.plugin())
@@ -249,7 +268,7 @@ async def measure(far: Far, messages: int, warm_up: int, while_down: bool) -> Ru
             if while_down:
                 await waiting(run, far, node, watch, warm_up, end)
             else:
-                await online(run, node, watch, warm_up, end)
+                await online(run, node, watch, warm_up, end, rate)
             await read_all(far, end)
     finally:
         watch.close()
@@ -286,6 +305,9 @@ def main() -> int:
     parser.add_argument("--messages", type=int, default=100_000)
     parser.add_argument("--warm-up", type=int, default=10_000, help="sent before the clock starts")
     parser.add_argument("--count", type=int, default=1, help="repetitions, of which the median")
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="messages a second; 0: at full speed"
+    )
     parser.add_argument("--waiting", action="store_true", help="publish while the far end is down")
     parser.add_argument("--json", action="store_true", help="a line for each run, and no table")
     args = parser.parse_args()
@@ -294,7 +316,8 @@ def main() -> int:
         for name in args.bridge:
             with tempfile.TemporaryDirectory(prefix="mqttd-bench-") as place:
                 far = FACES[name](Path(place))
-                run = asyncio.run(measure(far, args.messages, args.warm_up, args.waiting))
+                measured = measure(far, args.messages, args.warm_up, args.waiting, args.rate)
+                run = asyncio.run(measured)
             runs.append(run)
             print(json.dumps(run), flush=True)
     if not args.json:

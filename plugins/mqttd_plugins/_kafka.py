@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from mqttd.api import Message
@@ -36,6 +37,7 @@ _LENGTH: Final = 5  # bytes of a length at most
 RecordHeaders = list[tuple[str, bytes]]
 
 
+@lru_cache(maxsize=4096)
 def topic_of(target: str) -> str:
     """The topic of Kafka that a target names. ValueError for one that Kafka can't have."""
     topic = target.replace("/", ".")
@@ -57,6 +59,8 @@ def record_topic(item: Item) -> str:
 def record_headers(item: Item, wall: float) -> RecordHeaders:
     """The headers of an item's record, in order."""
     envelope = item.rule.payload == "envelope"
+    if not envelope and item.message.properties.correlation_data is None:
+        return [(name, value.encode()) for name, value in headers_of(item, wall)]
     out: RecordHeaders = []
     for name, value in headers_of(item, wall):
         if name in (CORRELATION, CORRELATION_BASE64):
