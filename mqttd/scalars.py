@@ -43,7 +43,7 @@ def is_number(value: object) -> bool:
 
 
 def parse_size(value: object) -> int:
-    if is_number(value):
+    if is_number(value) and typing.cast(int, value) >= 0:
         return typing.cast(int, value)
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
         unit = _SIZE_UNITS.get(match[2].upper())
@@ -59,7 +59,7 @@ def parse_duration(value: object) -> float:
             seconds = float(typing.cast(float, value))
     elif isinstance(value, str) and _TIME.fullmatch(value):
         seconds = sum(float(n) * _TIME_UNITS[unit] for n, unit in _TIME_PART.findall(value))
-    if math.isfinite(seconds):
+    if math.isfinite(seconds) and seconds >= 0:
         return seconds
     raise refuse("a duration such as 500ms, 10s, 1h30m or 30d, or a plain number of seconds")
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from cryptography.x509.oid import NameOID
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
+from pydantic_core import PydanticCustomError
 
 from mqttd import cli, config
 from mqttd.config import Config, ConfigError, load_config, parse_config, parse_yaml
 from mqttd.core.settings import Settings
+from mqttd.scalars import parse_duration, parse_size
 from mqttd.yamltree import Document
 
 
@@ -207,6 +210,14 @@ def test_durations(text: str, seconds: float) -> None:
 def test_what_is_no_duration(text: str) -> None:
     found = one(f"limits: {{connect_timeout: '{text}'}}")
     assert "expected a duration such as 500ms, 10s" in found
+
+
+@pytest.mark.parametrize(("parse", "what"), [(parse_size, "a size"), (parse_duration, "a dur")])
+def test_nothing_is_negative(parse: Callable[[object], float], what: str) -> None:
+    """Not the plain number either: the JSON Schema of every plugin says so."""
+    assert parse(0) == 0
+    with pytest.raises(PydanticCustomError, match=what):
+        parse(-1)
 
 
 def test_whole_seconds() -> None:
