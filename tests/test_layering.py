@@ -74,7 +74,7 @@ ALONE = {
             "mqttd.metrics",
         ),
         "mqttd.census",
-        *("mqttd.hooks.manager", "mqttd.net.lines"),
+        *("mqttd.hooks.manager", "mqttd.hooks.plugin", "mqttd.net.lines"),
     ),
     "mqttd.wiring": (
         *("mqttd.config", "mqttd.net.listener", "mqttd.net.protocol"),
@@ -99,6 +99,7 @@ ALONE = {
     "mqttd.operate.client": (),
     "mqttd.operate.explained": ("mqttd.operate.show",),
     "mqttd.operate.top": ("mqttd.operate.client", "mqttd.log", "mqttd.operate.show"),
+    "mqttd.operate.bridges": ("mqttd.operate.client", "mqttd.operate.show"),
     "mqttd.operate.plugins": (
         *("mqttd.hooks", "mqttd.hooks.checking", "mqttd.hooks.loader", "mqttd.hooks.plugin"),
         "mqttd.operate.show",
@@ -106,6 +107,7 @@ ALONE = {
     "mqttd.operate.commands": (
         *("mqttd", "mqttd.config", "mqttd.scalars", "mqttd.operate.client", "mqttd.log"),
         *("mqttd.operate.show", "mqttd.operate.explained", "mqttd.operate.top"),
+        "mqttd.operate.bridges",
     ),
     "mqttd.cli": (
         *("mqttd", "mqttd.app", "mqttd.config", "mqttd.log", "mqttd.net.loops"),
