@@ -8,19 +8,34 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from device_sim.engine.client import Client
+from device_sim.engine.surroundings import Surroundings
+from device_sim.judge.oracles import Wills
 from device_sim.judge.payload import Header, seal
-from device_sim.language.naming import Template
+from device_sim.judge.tracks import Sender
+from device_sim.language.naming import Names, Template
+from device_sim.language.scenario import Group
 from mqttd.core import spec
 from mqttd.core.packets import Connect, Will
 from mqttd.core.properties import Properties
 
-if TYPE_CHECKING:
-    from device_sim.engine.device import Device
+
+class Newcomer(Protocol):
+    """The device, as far as its CONNECT tells of it."""
+
+    around: Surroundings
+    client: Client
+    group: Group
+    names: Names
+    will_sender: Sender | None
+    wills: Wills
+
+    def topic(self, text: str) -> str: ...
 
 
-def connect_packet(device: Device, clean: bool) -> Connect:
+def connect_packet(device: Newcomer, clean: bool) -> Connect:
     """The CONNECT of the device's next connection."""
     group = device.group
     client = device.client
@@ -44,7 +59,7 @@ def connect_packet(device: Device, clean: bool) -> Connect:
     )
 
 
-def _credentials(device: Device) -> tuple[str | None, bytes | None]:
+def _credentials(device: Newcomer) -> tuple[str | None, bytes | None]:
     credentials = device.group.credentials
     if credentials is None:
         return None, None
@@ -57,7 +72,7 @@ def _credentials(device: Device) -> tuple[str | None, bytes | None]:
     return username, password
 
 
-def _will(device: Device) -> Will | None:
+def _will(device: Newcomer) -> Will | None:
     will = device.group.will
     sender = device.will_sender
     if will is None or sender is None:
@@ -69,5 +84,5 @@ def _will(device: Device) -> Will | None:
     return Will(topic, seal(header, body), will.qos, will.retain, will.delay)
 
 
-def _text(device: Device, text: str) -> str:
+def _text(device: Newcomer, text: str) -> str:
     return device.names.render(Template(text))

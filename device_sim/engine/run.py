@@ -30,7 +30,7 @@ from device_sim.engine.feed import NEVER, Pacer
 from device_sim.engine.fleet import Fleet
 from device_sim.engine.link import Link
 from device_sim.engine.proxy import Proxy
-from device_sim.engine.surroundings import Surroundings
+from device_sim.engine.surroundings import Inhabitant, Surroundings
 from device_sim.engine.tls import contexts
 from device_sim.judge.histogram import Histogram
 from device_sim.language.scenario import Scenario
@@ -162,7 +162,7 @@ class Run(Course):
         self.faults.append(fault)
         return fault
 
-    def troubled(self, device: Device) -> bool:
+    def troubled(self, device: Inhabitant) -> bool:
         """This device's connection fails because the scenario makes it fail."""
         if self.broker_down or device.faults or device.harmed:
             return True
@@ -188,7 +188,7 @@ class Run(Course):
             device.harm(link)
             self.harmed.add(device.client.client_id)
 
-    def _befell(self, device: Device, kind: str, words: str) -> None:
+    def _befell(self, device: Inhabitant, kind: str, words: str) -> None:
         """A device lost its connection or couldn't make one, and nobody had told it to."""
         client_id = device.client.client_id
         if kind == "failed":

@@ -12,15 +12,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from device_sim.engine.client import Client
+from device_sim.engine.device_link import DeviceLink
 from device_sim.engine.link import Switchboard
 from device_sim.engine.tls import GroupTls
 from device_sim.judge.histogram import Histogram
+from device_sim.language.scenario import Group
 
-if TYPE_CHECKING:
-    from device_sim.engine.device import Device
-    from device_sim.engine.device_link import DeviceLink
+
+class Inhabitant(Protocol):
+    """A device, as far as what befalls it concerns the run."""
+
+    client: Client
+    group: Group
+    faults: int
+    fault_until: float
+    harmed: bool
+
+    def harm(self, link: DeviceLink) -> None: ...
 
 
 class Surroundings:
@@ -41,13 +52,13 @@ class Surroundings:
         self.restless = True
         self.violations: dict[str, int] = {}
         self.carried: set[str] = set()
-        self.carried_links: dict[tuple[int, int], tuple[Device, DeviceLink]] = {}
-        self.report: Callable[[Device, str, str], None] = _ignore
+        self.carried_links: dict[tuple[int, int], tuple[Inhabitant, DeviceLink]] = {}
+        self.report: Callable[[Inhabitant, str, str], None] = _ignore
 
     def violation(self, what: str) -> None:
         """Count something that a broker may not do."""
         self.violations[what] = self.violations.get(what, 0) + 1
 
 
-def _ignore(device: Device, kind: str, words: str) -> None:
+def _ignore(device: Inhabitant, kind: str, words: str) -> None:
     """Nobody listens."""
