@@ -186,6 +186,7 @@ class Restorer:
         broker.journal.next_serial = next_serial
         broker.journal.durable = next_serial - 1
         broker.journal.front_serial = front_serial
+        broker.recall_wills()  # first: what is due from here on needs rows of its own
         for session in list(broker.sessions.values()):
             if session.grouped is not None:
                 orphans = session.detach()
@@ -196,7 +197,6 @@ class Restorer:
             # Its time runs from here, and another start must not begin it anew.
             if client_id in broker.sessions:
                 broker.journal.record(SESSION_SAVE, client_id)
-        broker.recall_wills()
         broker.handle_timeout(self.now)
 
     def _instant(self, at: float) -> float:

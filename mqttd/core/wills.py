@@ -72,11 +72,13 @@ class Wills:
         """The rows that an earlier process left, in the order in which they were asked about."""
         found: dict[int, Asked] = {}
         for key, value in self._tables.items(TABLE):
+            if not key.isdecimal():
+                continue
+            number = int(key)
+            self._last = max(self._last, number)  # also of a row that can't be read
             asked = _read(key, value)
             if asked is not None:
-                found[int(key)] = asked
-        if found:
-            self._last = max(found)
+                found[number] = asked
         return [found[number] for number in sorted(found)]
 
 
@@ -84,7 +86,7 @@ def _read(key: str, value: bytes) -> Asked | None:
     framer = Framer(_LONGEST)
     framer.feed(value)
     try:
-        if not key.isdecimal() or not framer.next():
+        if not framer.next():
             return None
         connect = decode_connect(framer.data, framer.pos, framer.end)
     except ProtocolError:

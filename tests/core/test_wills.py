@@ -129,6 +129,26 @@ def test_wills_are_asked_about_again_in_their_order_and_a_new_one_gets_another_r
     assert len(again.broker.tables.items(TABLE)) == 12
 
 
+def test_a_will_that_is_due_at_the_start_takes_the_row_of_no_other() -> None:
+    """A session that ends with its connection ended with the broker: its will is due at once."""
+    h = Harness(durable=True)
+    Slow(h)
+    cut_off(h, Will("w/before", b"x", 1))
+    again = Harness(durable=True)
+    again.broker.hooks_to_come = True
+    restorer = Restorer(again.broker, again.now)
+    restorer.session("d", 1, "u", 0, True, 0.0, 0.0)
+    restorer.will("d", Will("w/due", b"x", 1))
+    for key, value in h.broker.tables.items(TABLE):
+        restorer.row(TABLE, key, value)
+    restorer.finish(2, 1, -1)
+    slow = Slow(again)
+    again.broker.hooks_to_come = False
+    again.broker.handle_timeout(again.now)
+    assert [message.topic for _, message in slow.asked] == ["w/before", "w/due"]
+    assert len(again.broker.tables.items(TABLE)) == 2
+
+
 def test_nothing_is_published_before_the_hooks_are_there() -> None:
     """A session that was connected when the broker ended has a will that is due at once."""
     h = Harness(durable=True)
@@ -189,4 +209,6 @@ def test_a_row_that_is_none_is_left_alone(value: bytes) -> None:
     restorer.row(TABLE, "x", value)
     restorer.finish(1, 1, -1)
     assert h.broker.counters.wills_published == 0
-    assert len(h.broker.tables.items(TABLE)) == 2
+    Slow(h)
+    cut_off(h)
+    assert {"7", "x", "8"} == {key for key, _ in h.broker.tables.items(TABLE)}
