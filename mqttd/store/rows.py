@@ -73,7 +73,7 @@ class Encoder:
         self, broker: Broker, wall: Callable[[], float], clock: Callable[[], float]
     ) -> None:
         self.next_row = 1
-        self._reserved = 0
+        self.reserved = 0  # serials below this are known to the store as given
         self._broker = broker
         self._wall_now = wall
         self._clock = clock
@@ -84,8 +84,8 @@ class Encoder:
         """The outcome of a batch, as of now: to be called as soon as the batch was taken."""
         changes = self._changes = Changes()
         changes.garbage = batch.garbage
-        if batch.last + RESERVE > self._reserved:
-            self._reserved = changes.reserved = batch.last + 2 * RESERVE
+        if batch.last + RESERVE > self.reserved:
+            self.reserved = changes.reserved = batch.last + 2 * RESERVE
         stored_at = self._wall_now()
         self._shift = stored_at - self._clock()
         added: list[Op] = []

@@ -50,7 +50,7 @@ from mqttd.core.restore import Restorer
 from mqttd.core.session import PageRequest
 from mqttd.store import schema, tables
 from mqttd.store.base import Store, StoreError, StoreFull, Tidied
-from mqttd.store.rows import Changes, Encoder
+from mqttd.store.rows import RESERVE, Changes, Encoder
 
 logger: Final = logging.getLogger("mqttd.store")
 
@@ -179,6 +179,7 @@ class SqliteStore(Store):
             restorer = Restorer(broker, self._clock())
             offset = self._wall() - self._clock()
             garbage, encoder.next_row = tables.read(self._db, restorer, offset)
+            encoder.reserved = _reserve(self._db, broker.journal.next_serial)
             self._garbage = deque([garbage] if garbage else [])
         except sqlite3.Error as error:
             raise StoreError(_explain(self.path, error)) from error
@@ -430,6 +431,19 @@ def _explain(path: Path, error: sqlite3.Error) -> str:
 def _is_no_room(error: sqlite3.Error) -> bool:
     """The disk is full. Never said of a failed sync, after which nothing is certain."""
     return getattr(error, "sqlite_errorcode", 0) in _NO_ROOM
+
+
+def _reserve(db: sqlite3.Connection, next_serial: int) -> int:
+    """Note that serials from here on are given, before any is: the first of them may have left the
+    broker when a crash comes before the first batch. Returns the first that isn't noted."""
+    reserved = next_serial + 2 * RESERVE
+    try:
+        tables.reserve(db, reserved)
+    except sqlite3.Error as error:
+        if not _is_no_room(error):
+            raise
+        return 0  # the first batch that finds room does it
+    return reserved
 
 
 def _copy_log(db: sqlite3.Connection) -> None:

@@ -72,7 +72,7 @@ def apply(db: sqlite3.Connection, changes: Changes) -> int:
     if changes.plugin_rows:
         _apply_plugin_rows(db, changes)
     if changes.reserved:
-        db.execute("INSERT OR REPLACE INTO meta VALUES ('serials', ?)", (changes.reserved,))
+        reserve(db, changes.reserved)
     settle(db, changes.settled, changes.done_messages, changes.left_messages)
     _put(db, "INSERT INTO messages VALUES ", MESSAGE_WIDTH, changes.messages)
     _put(db, "INSERT INTO refs VALUES ", 2, changes.refs)
@@ -94,6 +94,11 @@ def apply(db: sqlite3.Connection, changes: Changes) -> int:
     count += len(changes.moved) + len(changes.settled) + len(changes.retained)
     count += len(changes.plugin_rows)
     return size + _ROW_BYTES * count
+
+
+def reserve(db: sqlite3.Connection, below: int) -> None:
+    """Note that serials below this may have been given."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('serials', ?)", (below,))
 
 
 def _bytes_in(values: Iterable[Value]) -> int:

@@ -182,6 +182,11 @@ def test_a_serial_is_given_once_over_restarts(path: Path, committed: bool) -> No
         given = disk.broker.journal.next_serial - 1
         with disk.crash() as other:
             assert other.broker.journal.next_serial > given
+            # Also one that was given before the first batch after a start.
+            other.client("source").publish("a", b"y", 1)
+            given = other.broker.journal.next_serial - 1
+            with other.crash() as third:
+                assert third.broker.journal.next_serial > given
 
 
 def test_time_goes_on_while_the_broker_is_away(path: Path) -> None:
