@@ -258,6 +258,7 @@ class Desk:
 
     async def connect(self) -> FakeRemote:
         remote = self.system.remote()
+        self.inward.begin()
         await remote.connect()
         self.works.append(asyncio.ensure_future(self.outward.send_all(remote)))
         await self.settle()

@@ -172,3 +172,19 @@ async def test_what_was_not_begun_when_the_connection_ended_is_forgotten() -> No
     await at.settle()
     assert (settled, at.outbox.published, at.inward.figures.in_flight) == ([], [], 0)
     await at.end()
+
+
+async def test_what_still_arrives_on_a_connection_that_is_over_does_not_overtake() -> None:
+    at = await desk(back("q"))
+    rule = at.inward.rules[0]
+    at.inward.put(incoming(rule, b"1"))
+    at.inward.lost()
+    at.inward.put(incoming(rule, b"2"))  # while it is being closed
+    await at.settle()
+    assert (at.outbox.published, at.inward.figures.taken) == ([], 0)
+    at.inward.begin()
+    for payload in (b"1", b"2"):
+        at.inward.put(incoming(rule, payload))
+    await at.settle()
+    assert [message.payload for message in at.outbox.published] == [b"1", b"2"]
+    await at.end()

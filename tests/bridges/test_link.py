@@ -186,3 +186,43 @@ async def test_a_bug_of_a_face_ends_the_connection_and_not_the_bridge(
         await at.services.advance(1.0)
         await at.settle()
         assert (at.link.state, at.arrived) == ("up", ["a"])
+
+
+@pytest.mark.parametrize("part", ["connect", "consume", "close"])
+async def test_a_bug_at_either_end_of_a_connection_costs_no_more_than_that(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with linked() as at:
+
+        async def broken(*_: object) -> None:
+            raise ValueError("bug")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeRemote, part, broken)
+            at.system.break_off("cut")
+            await at.settle()
+            await at.services.advance(1.0)
+            await at.settle()
+            expected = ("up", "") if part == "close" else ("down", "an error of the bridge: bug")
+            assert (at.link.state, at.link.reason) == expected
+        await at.services.advance(8.0)
+        await at.settle()
+        assert at.link.state == "up"
+
+
+async def test_a_connection_that_is_over_gives_nothing_more() -> None:
+    async with linked() as at:
+        old = at.system.last.intake
+        assert old is not None
+        at.system.break_off("cut")
+        await at.settle()
+        old.put(incoming(old.rules[0]))
+        await at.settle()
+        assert at.outbox.published == []
+        await at.services.advance(1.0)
+        await at.settle()
+        new = at.system.last.intake
+        assert new is not None
+        new.put(incoming(new.rules[0]))
+        await at.settle()
+        assert len(at.outbox.published) == 1

@@ -74,6 +74,7 @@ class Inward(Intake):
         self._dead_letters = dead_letters
         self._waiting: deque[Incoming] = deque()
         self._in_hand = 0
+        self._over = False
         self._woken = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -81,7 +82,13 @@ class Inward(Intake):
     async def room(self) -> None:
         await self._room.wait()
 
+    def begin(self) -> None:
+        """There is another connection: what comes is taken again."""
+        self._over = False
+
     def put(self, incoming: Incoming) -> None:
+        if self._over:  # behind what was forgotten: it comes again, too, and in its order
+            return
         self.figures.take()
         self._waiting.append(incoming)
         self._in_hand += 1
@@ -105,7 +112,8 @@ class Inward(Intake):
                     self._settle(incoming, failure)
 
     def lost(self) -> None:
-        """The connection is over: what wasn't begun comes again."""
+        """The connection is over: what wasn't begun, or still arrives on it, comes again."""
+        self._over = True
         for _ in range(len(self._waiting)):
             self._waiting.popleft()
             self._leave()

@@ -17,7 +17,6 @@ Must not know: messages; it calls the two ways and looks at nothing they do.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Final
 
@@ -77,9 +76,7 @@ class Link:
             finally:
                 self._outward.lost()
                 self._inward.lost()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_CLOSING_S):
-                        await remote.close()
+                await self._close(remote)
             if self._paused:
                 continue
             lasted_s = self._services.now() - began
@@ -108,8 +105,23 @@ class Link:
             self.attempts = 0
             self._interrupt()
 
+    async def _close(self, remote: Remote) -> None:
+        try:
+            async with asyncio.timeout(_CLOSING_S):
+                await remote.close()
+        except TimeoutError:
+            pass
+        except Exception as error:
+            self._bug(error)
+
+    def _bug(self, error: BaseException) -> Failure:
+        """A face failed in a way that it doesn't know: that costs a connection, not the bridge."""
+        self._services.log.error("bridge %s failed", self._services.name, exc_info=error)
+        return Retry(f"an error of the bridge: {error}")
+
     async def _one(self, remote: Remote) -> Failure:
         """One connection, from its beginning to its end."""
+        self._inward.begin()
         try:
             async with asyncio.timeout(self._config.connect_timeout):
                 await remote.connect()
@@ -121,6 +133,8 @@ class Link:
             return Retry(f"no connection within {self._config.connect_timeout:g} s")
         except OSError as error:
             return Retry(error.strerror or str(error) or type(error).__name__)
+        except Exception as error:
+            return self._bug(error)
         if self._paused:
             return Retry(_BY_OPERATOR)
         self._become(UP, "")
@@ -135,10 +149,9 @@ class Link:
                 task.cancel()
             await asyncio.gather(*together, return_exceptions=True)
         for task in (ended, sending):
-            if not task.cancelled() and task.exception() is not None:
-                log = self._services.log
-                log.error("bridge %s failed", self._services.name, exc_info=task.exception())
-                return Retry(f"an error of the bridge: {task.exception()}")
+            bug = None if task.cancelled() else task.exception()
+            if bug is not None:
+                return self._bug(bug)
         return Retry(_BY_OPERATOR) if ended.cancelled() else ended.result()
 
     def _progress(self) -> int:
