@@ -16,7 +16,6 @@ came in is durable before the message is published, so nobody sees an id that co
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import ssl
 from collections import deque
@@ -26,6 +25,7 @@ from typing import Final
 from mqttd.api import (
     Message,
     MessageProperties,
+    NoRoom,
     PacketProperties,
     ProtocolError,
     Table,
@@ -60,6 +60,7 @@ from mqttd_plugins._mqtt_client import (
 from mqttd_plugins._mqtt_config import Config
 
 _START: Final = "start"
+_NO_ROOM_S: Final = 0.5  # until a full disk is asked again
 _BACKLOG: Final = 1000  # PUBLISH that wait for room, until reading is paused
 _WILL_WORK_LATER: Final = frozenset(
     {
@@ -325,7 +326,12 @@ class MqttRemote(Remote):
             self._news.clear()
             while self._early:
                 await intake.room()
-                self._put(connection, intake, self._early.popleft())
+                try:
+                    self._put(connection, intake, self._early[0])
+                except NoRoom:  # for the row of its id: it waits, unacknowledged
+                    await asyncio.sleep(_NO_ROOM_S)
+                    continue
+                self._early.popleft()
                 if self._paused and len(self._early) < _BACKLOG // 2:
                     self._paused = False
                     connection.resume_reading()
@@ -380,8 +386,7 @@ class MqttRemote(Remote):
     async def close(self) -> None:
         if self._reader is not None:
             self._reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader
+            await asyncio.wait([self._reader])
         if self._connection is not None:
             self._connection.disconnect()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from mqttd_plugins._bridge.remote import Failure, Item, Poison, Refused, Retry
+from mqttd_plugins._bridge.remote import Failure, Incoming, Intake, Item, Poison, Refused, Retry
 from mqttd_plugins._bridge_access import Access
 from mqttd_plugins._mqtt_config import Config
 from mqttd_plugins._mqtt_remote import MqttRemote, Remembered
@@ -94,7 +94,7 @@ class Side:
         tree_ = {"addresses": [f"127.0.0.1:{port}"], "rules": list(rules) or [out("#")], **more}
         self.config = Config.model_validate(tree_)
         self.access = Access(self.config, 1883)
-        services = StandIn("up")
+        self.services = services = StandIn("up")
         self.remembered = Remembered(services.table("f"), services.table("a"), "me")
         self.answers: list[tuple[int, Failure | None]] = []
 
@@ -232,6 +232,45 @@ async def test_subscriptions_ask_for_no_local_and_what_is_refused_has_its_place(
         server.say(Suback(second.packet_id, [0x87]))
         with pytest.raises(Refused, match=r"rules\[2\]: can't subscribe to 'd': Not authorized"):
             await consuming
+        await remote.close()
+
+
+async def test_a_full_disk_makes_what_comes_in_wait_for_its_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mqttd_plugins._mqtt_remote._NO_ROOM_S", 0.001)
+    taken: list[tuple[bytes, str]] = []
+    asked = asyncio.Event()
+    async with played() as server:
+        side = Side(server.port, back("b", "c"))
+        remote = side.remote()
+        await asyncio.gather(remote.connect(), server.accept())
+
+        class Held(Intake):
+            rules = side.config.all_rules()
+            window = 8
+
+            async def room(self) -> None:
+                asked.set()
+
+            def put(self, incoming: Incoming) -> None:
+                taken.append((incoming.message.payload, incoming.id))
+
+        consuming = asyncio.ensure_future(remote.consume(Held()))
+        server.say(Suback((await server.next(Subscribe)).packet_id, [1]))
+        await consuming
+        side.services.full = True
+        for number in (1, 2):
+            server.say(Publish("b", b"%d" % number, 1, False, False, number))
+        await asked.wait()
+        asked.clear()
+        await asked.wait()  # again
+        assert taken == []
+        side.services.full = False
+        await until(lambda: len(taken) == 2)
+        assert [payload for payload, _ in taken] == [b"1", b"2"]
+        assert all(id.startswith("me-i1-") for _, id in taken)
+        assert taken[0][1] != taken[1][1]
         await remote.close()
 
 

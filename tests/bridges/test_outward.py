@@ -421,3 +421,21 @@ async def test_a_connection_that_ends_while_an_id_is_written_spoils_nothing() ->
     await at.connect()
     assert at.arrived == ["a"]
     await at.end()
+
+
+async def test_a_full_disk_keeps_what_needs_a_row_and_nothing_overtakes_it() -> None:
+    at = await desk()
+    at.outbox.numbered = False
+    at.services.full = True
+    await at.connect()
+    at.put("a", "b")
+    at.put("c", qos=0)
+    await at.settle()
+    await at.services.advance(60.0)
+    await at.settle()
+    assert (at.arrived, at.outbox.in_flight) == ([], 2)
+    at.services.full = False
+    await at.services.advance(1.0)
+    await at.settle()
+    assert (at.arrived, at.outbox.in_flight) == (["a", "b", "c"], 0)
+    await at.end()

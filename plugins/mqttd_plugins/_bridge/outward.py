@@ -21,12 +21,13 @@ call of it runs; nothing is sent before its id is durable.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Sequence
 from typing import Final
 
-from mqttd.api import BrokerServices, InternalClient, Received
+from mqttd.api import BrokerServices, InternalClient, NoRoom, Received
 from mqttd.api import matches as topic_matches
 from mqttd_plugins._bridge.dead_letters import DeadLetters
 from mqttd_plugins._bridge.figures import (
@@ -46,6 +47,7 @@ from mqttd_plugins._bridge.rules import Applied, BridgeConfig
 from mqttd_plugins._bridge.template import Unfit, Values
 
 _FRUITLESS: Final = 2  # connections that ended with nothing confirmed, until items go one by one
+_NO_ROOM_S: Final = 0.5  # until a full disk is asked again
 _TURN: Final = 64  # messages taken out of the outbox, until others have their turn
 _TOPICS: Final = 4096  # whose rules are remembered
 
@@ -122,7 +124,10 @@ class Outward:
         while taken := await self._client.take():
             for turn, received in enumerate(taken, 1):
                 self.figures.take()
-                self._take(received)
+                try:
+                    self._take(received)
+                except NoRoom:
+                    await self._take_with_room(received)
                 if turn % _TURN == 0:
                     await asyncio.sleep(0)  # a whole window may be there at once: others go on, too
                 if len(self._in_hand) >= self._most:
@@ -130,6 +135,19 @@ class Outward:
                     self._room.clear()
                     await self._room.wait()
             self._woken.set()
+
+    async def _take_with_room(self, received: Received) -> None:
+        """The disk is full, so the row of an id can't be written: the message waits until it can.
+
+        Nothing overtakes it.
+        """
+        while True:
+            due = asyncio.Event()
+            self._services.call_later(_NO_ROOM_S, due.set)
+            await due.wait()
+            with contextlib.suppress(NoRoom):
+                self._take(received)
+                return
 
     def _rules_of(self, topic: str) -> list[Applied]:
         matched = self._matched.get(topic)
