@@ -58,7 +58,10 @@ _ALSO: Final = {"reply_to": "amqp-reply-to", "message_type": "amqp-type", "app_i
 
 
 def block_of(item: Item, wall: float) -> bytes:
-    """The properties of an item to be published, as they stand in a header frame."""
+    """The properties of an item to be published, as they stand in a header frame.
+
+    `Poison` for an id that AMQP can't hold: whoever publishes may have chosen it.
+    """
     message = item.message
     plain = not message.block and not item.headers and message.expires_in_s is None
     topic, client_id = message.topic, message.client_id
@@ -83,7 +86,10 @@ def _plain_pairs(topic: str, qos: int, retain: bool, client_id: str, via: str) -
 
 
 def properties_of(item: Item, wall: float) -> dict[str, Any]:
-    """The properties by their AMQP names."""
+    """The properties by their AMQP names. `Poison` as `block_of`."""
+    size = len(item.id.encode())
+    if size > _SHORT:
+        raise Poison(f"its {ID} has {size} bytes, and AMQP takes {_SHORT}")
     out: dict[str, Any] = {
         "delivery_mode": 2 if item.qos else 1,
         "message_id": item.id,

@@ -25,6 +25,7 @@ from mqttd_plugins import _amqp_wire as wire
 from mqttd_plugins._amqp_wire import Method, Properties
 
 _CLOSING_S: Final = 2.0  # for the server to say that it has read everything
+_SMALLEST: Final = 4096  # bytes of a frame that every side has to take
 _SILENT: Final = 2  # heartbeats that may be missed
 _CAPABILITIES: Final = {
     "publisher_confirms": True,
@@ -260,6 +261,8 @@ class Connection(asyncio.Protocol):
             "en_US",
         )
         channels, frame_max, beat_s = tune
+        if frame_max and frame_max < _SMALLEST:
+            raise Ended(f"it takes frames of {frame_max} bytes: AMQP has at least {_SMALLEST}")
         self.frame_max = min(frame_max or wire.LONGEST, wire.LONGEST)
         if heartbeat_s and beat_s:
             heartbeat_s = min(heartbeat_s, beat_s)

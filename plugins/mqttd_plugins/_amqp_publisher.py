@@ -124,13 +124,14 @@ class Publisher:
         if multiple:
             last = min(tag, self._tag) if tag else self._tag  # 0 is all of them
             tags = range(self._first, last + 1)
-            self._first = max(self._first, last + 1)
         for each in tags:
             if each not in self._flying:
                 continue
             item, done, place = self._flying.pop(each)
             del self._tags[place]
             done(item, self._failure(each, place, accepted))
+        while self._first <= self._tag and self._first not in self._flying:
+            self._first += 1
         self._news.set()
 
     def _failure(self, tag: int, place: _Place, accepted: bool) -> Failure | None:

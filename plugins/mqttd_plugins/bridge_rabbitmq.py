@@ -55,7 +55,10 @@ from mqttd_plugins._bridge.remote import (
 from mqttd_plugins._bridge.rules import Rule
 from mqttd_plugins._bridge_access import Access, AccessConfig
 
-_TOO_LARGE: Final = re.compile(r"message size \d+ is larger than (?:configured )?max size (\d+)")
+# From its beginning: where a topic is refused, the text quotes what a publisher chose.
+_TOO_LARGE: Final = re.compile(
+    r"PRECONDITION_FAILED - message size \d+ is larger than (?:configured )?max size (\d+)"
+)
 _NAME: Final = 255  # bytes of the name of a queue, an exchange, a routing key
 # What stays wrong until somebody changes something: no access, not there, locked, not as declared;
 # a hard error that names the configuration (bad type, not allowed, not implemented).
@@ -72,6 +75,12 @@ class BindingConfig(PluginConfig):
     key: str = "#"
     """Of which routing keys; `*` is one word, `#` any number."""
 
+    @model_validator(mode="after")
+    def _fits_amqp(self) -> BindingConfig:
+        _check_name("exchange", self.exchange)
+        _check_name("key", self.key)
+        return self
+
 
 class QueueConfig(PluginConfig):
     type: Literal["quorum", "classic"] = "quorum"
@@ -82,6 +91,14 @@ class QueueConfig(PluginConfig):
     """Further arguments: `x-delivery-limit`, `x-max-length`, `x-dead-letter-exchange` …"""
     bindings: list[BindingConfig] = []
     """What is bound to it."""
+
+    @model_validator(mode="after")
+    def _fits_amqp(self) -> QueueConfig:
+        for name, value in self.arguments.items():
+            _check_name("arguments", name)
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError(f"arguments: {name}: {value}: AMQP's integers have 64 bits")
+        return self
 
 
 class RabbitRule(Rule):
@@ -149,6 +166,7 @@ class Config(AccessConfig):
     def _fits_amqp(self) -> Config:
         if not self.vhost:
             raise ValueError("vhost: empty: expected a name; the first one of RabbitMQ is `/`")
+        _check_name("vhost", self.vhost)
         if self.username not in (None, "guest") and self.password_file is None:
             raise ValueError("username: needs a password_file")
         queues: dict[str, str] = {}
@@ -337,7 +355,7 @@ class RabbitRemote(Remote):
         if self._cancelled.done():
             return Retry(self._cancelled.result())
         reason = next(end.result() for end in ends if end.done())
-        limit = _TOO_LARGE.search(reason.text)
+        limit = _TOO_LARGE.match(reason.text)
         if limit is not None:
             self._largest[0] = min(self._largest[0], int(limit[1]))
         if self._publisher is not None and self._publisher.refusal is not None:

@@ -95,6 +95,18 @@ def test_the_short_way_leads_where_the_long_one_does(
     assert vars(read) == properties_of(made, WALL)
 
 
+def test_an_id_that_a_publisher_made_too_long_is_poison() -> None:
+    for length, fits in ((255, True), (256, False)):
+        properties = MessageProperties(user_properties=(("mqttd-id", "i" * length),))
+        message = Message("a", b"x", 1, properties=properties)
+        made = Item(1, RULE, message, id="i" * length, target="a", key="a")
+        if fits:
+            assert block_of(made, WALL)
+        else:
+            with pytest.raises(Poison, match="its mqttd-id has 256 bytes, and AMQP takes 255"):
+                block_of(made, WALL)
+
+
 def test_what_amqp_has_a_place_for_stands_there() -> None:
     sent = item(RULE, content_type="a/b", correlation_data=b"c", expires_in_s=1.5)
     made = properties_of(sent, WALL)

@@ -116,6 +116,14 @@ async def test_zero_is_no_limit(
         assert server.fields(wire.TUNE_OK) == agreed
 
 
+async def test_frames_that_hold_next_to_nothing_are_told() -> None:
+    server = FakeServer()
+    server.answers[wire.START_OK] = (wire.TUNE, (9, 8, 10))
+    async with server.listening() as address:
+        with pytest.raises(Ended, match="it takes frames of 8 bytes: AMQP has at least 4096"):
+            await Connection.open(address, LOGIN)
+
+
 async def test_a_login_that_is_not_offered_is_told() -> None:
     server = FakeServer()
     async with server.listening() as address:

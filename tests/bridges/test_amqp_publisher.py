@@ -91,6 +91,16 @@ async def test_a_confirm_may_stand_for_many() -> None:
     assert at.texts()[3:] == [("4", ""), ("5", "")]
 
 
+async def test_a_confirm_for_many_looks_at_none_that_is_long_answered() -> None:
+    at = Desk()
+    at.publish("1", "2", "3", "4")
+    for tag, first in ((2, 1), (1, 3), (3, 4)):
+        at.come(wire.ACK, tag, False)
+        assert at.publisher._first == first
+    at.come(wire.ACK, 4, True)
+    assert at.texts() == [("2", ""), ("1", ""), ("3", ""), ("4", "")]
+
+
 async def test_what_rabbitmq_refuses_may_work_later() -> None:
     at = Desk()
     at.publish("1", "2")

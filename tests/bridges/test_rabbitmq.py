@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 from aiormq.abc import AbstractChannel, DeliveredMessage
-from mqttd_plugins._amqp_connection import Channel
+from mqttd_plugins._amqp_connection import Channel, Connection, Ended
 from mqttd_plugins._bridge.remote import Retry
 from mqttd_plugins.bridge_rabbitmq import Config, RabbitRemote, _access_of, _Acks
 from pydantic import ValidationError
@@ -49,6 +49,10 @@ def configured(*rules: dict[str, Any], **more: Any) -> Config:
     return Config.model_validate({"addresses": ["localhost"], "rules": list(rules), **more})
 
 
+def queue(**declared: Any) -> dict[str, Any]:
+    return {"direction": "in", "from": "q", "declare_queue": declared}
+
+
 @pytest.mark.parametrize(
     ("rule", "text"),
     [
@@ -60,6 +64,10 @@ def configured(*rules: dict[str, Any], **more: Any) -> Config:
         ({"direction": "in", "from": "q", "exchange": "e"}, "exchange: only rules with"),
         ({"direction": "in", "from": "q", "mandatory": False}, "mandatory: only rules with"),
         ({"direction": "in", "from": "ü" * 128}, "from: .* at most 255 bytes"),
+        (queue(bindings=[{"exchange": "x" * 256}]), "exchange: .* at most 255 bytes"),
+        (queue(bindings=[{"key": "x" * 256}]), "key: .* at most 255 bytes"),
+        (queue(arguments={"x" * 256: 1}), "arguments: .* at most 255 bytes"),
+        (queue(arguments={"x-max-length": 2**63}), "integers have 64 bits"),
     ],
 )
 def test_a_rule_that_makes_no_sense_is_refused(rule: dict[str, Any], text: str) -> None:
@@ -73,6 +81,7 @@ def test_a_rule_that_makes_no_sense_is_refused(rule: dict[str, Any], text: str) 
         ({"username": "x"}, "username: needs a password_file"),
         ({"password_file": "x"}, "a password needs a username"),
         ({"vhost": ""}, "vhost: empty"),
+        ({"vhost": "x" * 256}, "vhost: .* at most 255 bytes"),
         ({"addresses": []}, "addresses"),
         ({"addresses": ["a:b"]}, "'a:b' is no address"),
         ({"tls": {"key": "k"}}, "a key needs a cert"),
@@ -130,6 +139,25 @@ async def test_acknowledgements_never_pass_what_is_not_settled() -> None:
         await asyncio.sleep(0)
         assert sent == expected
         sent.clear()
+
+
+@pytest.mark.parametrize(
+    ("text", "largest"),
+    [
+        ("PRECONDITION_FAILED - message size 9 is larger than configured max size 5", 5),
+        ("PRECONDITION_FAILED - message size 9 is larger than max size 500", 100),
+        ("ACCESS_REFUSED - access to topic 'message size 9 is larger than max size 5'", 100),
+    ],
+)
+async def test_only_rabbitmq_itself_says_what_is_too_large(text: str, largest: int) -> None:
+    known = [100]
+    config = configured(OUT)
+    remote = RabbitRemote(config, _access_of(config), "up", known, LOG)
+    channel = Channel(cast(Connection, None), 1)
+    remote._channels.append(channel)
+    channel.end(Ended(text, 406))
+    assert str(await remote.wait()) == text
+    assert known == [largest]
 
 
 # On a real server.
