@@ -136,10 +136,10 @@ class Frames:
 
     def _end_of_head(self) -> tuple[int, int]:
         """Where the headers end and the body begins; -1 if that hasn't come yet."""
-        lf, crlf = self._data.find(b"\n\n"), self._data.find(b"\n\r\n")
-        if crlf >= 0 and (lf < 0 or crlf < lf):
-            return crlf, crlf + 3
-        return lf, lf + 2
+        lf = self._data.find(b"\n\n")
+        # Not beyond: a large body comes in many parts, and each would look through all of it.
+        crlf = self._data.find(b"\n\r\n", 0, len(self._data) if lf < 0 else lf + 2)
+        return (lf, lf + 2) if crlf < 0 else (crlf, crlf + 3)
 
 
 def _head(data: bytes) -> tuple[str, dict[str, str]]:
