@@ -356,7 +356,9 @@ class Registry(Router):
         for subscription in list(session.subscriptions.values()):
             self._remove(session, subscription)
         session.subscriptions.clear()
-        session.end()
+        orphans = session.end()
+        if orphans:
+            give_back(orphans, self.context)
         if session.stored:
             barrier = self.journal.record(journal.SESSION_DROP, session.client_id)
             if barrier:

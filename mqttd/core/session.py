@@ -582,9 +582,20 @@ class Session(Subscriber):
                     self.context.groups[group] = None  # it may be another's turn now
         return orphans
 
-    def end(self) -> None:
-        """The session is over: everything still on its way to the client is counted as dropped."""
-        left = list(self.window.deliveries.values())
+    def end(self) -> list[Delivery]:
+        """The session is over: everything still on its way to the client is counted as dropped.
+
+        Returns what it left unfinished (QoS 1) of shared groups that it had left before.
+        """
+        left: list[Delivery] = []
+        orphans: list[Delivery] = []
+        for delivery in self.window.deliveries.values():
+            group = delivery.group
+            if delivery.qos == 1 and group is not None and group.members:
+                self.context.journal.settle(self.number, delivery)
+                orphans.append(delivery)
+            else:  # [MQTT-4.8.2-5] no other member gets what this one began
+                left.append(delivery)
         queue = self.queue
         if queue is not None:
             left.extend(queue.head)
@@ -593,8 +604,9 @@ class Session(Subscriber):
         self.queue = None
         self.due = None
         self.replays = None
-        for delivery in left:  # [MQTT-4.8.2-5] no other member gets what this one began
+        for delivery in left:
             self.discard(delivery, count.DROP_SESSION_ENDED)
+        return orphans
 
     # Retained replay.
 

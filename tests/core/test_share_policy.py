@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mqttd.core import counters as count
 from mqttd.core.message import Message
-from mqttd.core.packets import Filter, Puback, Publish, Suback, Subscribe
+from mqttd.core.packets import Filter, Puback, Publish, Suback, Subscribe, Unsubscribe
 from mqttd.core.properties import decode_forwardable
 from mqttd.core.settings import DROP_OLDEST, SharePolicy
 from mqttd.core.shared import queue_of
@@ -372,6 +372,31 @@ def test_what_waits_goes_to_the_next_when_the_one_unsubscribes() -> None:
     g.send("1", "2")
     first.unsubscribe(SHARED)
     assert texts(second) == ["2"]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("expiry", [0, 10])
+def test_who_unsubscribes_and_goes_leaves_what_it_has_to_the_others(
+    durable: bool, expiry: int
+) -> None:
+    g = Grouped(Harness(durable=durable))
+    first = g.consumer("c1", expiry=expiry)
+    g.send("1", "2", "3")
+    (_, two, _) = first.messages()
+    second = g.consumer("c2")
+    first.send(Unsubscribe(9, [SHARED]))
+    ack(first, [two])
+    g.settle()
+    assert texts(second) == []  # [MQTT-3.10.4-3] it is still to be completed
+    first.drop()
+    g.settle()
+    g.h.advance(10)
+    g.settle()
+    assert [(text(packet), tries(packet)) for packet in second.messages()] == [
+        ("1", "1"),
+        ("3", "1"),
+    ]
+    assert g.h.dropped == {}
 
 
 def test_in_strict_order_the_next_waits_for_the_one_before() -> None:

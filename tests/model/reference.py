@@ -17,6 +17,7 @@ Times are the time of day, in steps that a float holds exactly.
 """
 
 import pickle
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -72,6 +73,7 @@ class Owed:
     held: bool = False  # QoS 2 of a session that could send it again after a crash
     certain: bool = True
     state: int = WAITING
+    forsaken: bool = False  # its shared group has ended, though one of the name may begin anew
     maybe_sent: bool = False  # a restart lies between: the broker may take it for sent
 
     def like(self, other: "Owed") -> bool:
@@ -230,7 +232,7 @@ class Reference:
             owed.certain = owed.certain and owed.qos > 0
         for ticket in session.tickets:
             ticket.certain = False
-        self._give_back(session)
+        self._give_back(session, session.subs)
         if session.will is not None and not with_will:  # [MQTT-3.14.4-3]
             session.will = None
         if session.will is not None:  # [MQTT-3.1.2-8]
@@ -247,11 +249,12 @@ class Reference:
         del self.state.sessions[session.client]
         if session.stored:
             self.ended[session.client] = self.commits
-        for owed in (*session.owed, *session.open.values()):
-            owed.state = DONE
         for topic_filter in [name for name in session.subs if is_shared(name)]:
             del session.subs[topic_filter]
             self._dissolve(topic_filter)
+        self._give_back(session, self.state.pools)
+        for owed in (*session.owed, *session.open.values()):
+            owed.state = DONE
 
     def advance(self, now: float) -> None:
         """Time passes: wills and ends of sessions, each at its instant."""
@@ -282,10 +285,10 @@ class Reference:
             Message(m.number, m.topic, m.payload, m.qos, m.retain, m.origin, expires_at), session
         )
 
-    def _give_back(self, session: Session) -> None:
+    def _give_back(self, session: Session, groups: Collection[str]) -> None:
         """QoS 1 that a member of a shared group leaves unfinished is free for any other."""
         for packet_id, owed in reversed(list(session.open.items())):
-            if owed.kind in session.subs and owed.qos == 1:
+            if owed.kind in groups and owed.qos == 1 and not owed.forsaken:
                 del session.open[packet_id]
                 owed.state = WAITING
                 owed.durable = self._outlives(owed.kind)
@@ -295,6 +298,9 @@ class Reference:
         if not any(topic_filter in each.subs for each in self.state.sessions.values()):
             for owed in self.state.pools.pop(topic_filter, []):
                 owed.state = DONE
+            for session in self.state.sessions.values():
+                for owed in session.open.values():
+                    owed.forsaken = owed.forsaken or owed.kind == topic_filter
 
     def is_here(self, session: Session) -> bool:
         connection = self.connections.get(session.connection)
@@ -456,7 +462,7 @@ class Reference:
             if session.connection:
                 self.lose(session, True)
             else:
-                self._give_back(session)
+                self._give_back(session, session.subs)
             for ticket in session.tickets:
                 ticket.certain = False
         self.advance(now)
