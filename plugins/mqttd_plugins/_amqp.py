@@ -159,7 +159,7 @@ def message_of(
         elif name not in known and name not in (CORRELATION_ID, ALL_HEADERS):
             found.append((name, _text(value)))
     found += [(name, value) for name, value in user if name not in _NOT_LISTED]
-    correlation = table.get(CORRELATION_ID)
+    correlation = _correlation_of(table.get(CORRELATION_ID))
     for attribute, name in (("content_type", CONTENT_TYPE), ("correlation_id", CORRELATION)):
         value = getattr(properties, attribute)
         if value:
@@ -174,9 +174,16 @@ def message_of(
     fitting = [(name, value) for name, value in found if _fits(name) and _fits(value)]
     message = message_from(routing_key.replace(".", "/"), body, fitting, 1, wall)
     if correlation is not None:
-        data = correlation.encode() if isinstance(correlation, str) else bytes(correlation)
-        message = message.replace(properties=_with_correlation(message, data))
+        message = message.replace(properties=_with_correlation(message, correlation))
     return message, _first(fitting)
+
+
+def _correlation_of(value: object) -> bytes | None:
+    """Correlation data that came as bytes, or as whatever somebody else made of it."""
+    if value is None:
+        return None
+    data = bytes(value) if isinstance(value, bytes | bytearray) else _text(value).encode()
+    return data if len(data) <= _LONGEST else None
 
 
 def _with_correlation(message: Message, data: bytes) -> Any:

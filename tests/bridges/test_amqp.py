@@ -168,6 +168,29 @@ def test_headers_of_other_publishers_become_text() -> None:
     assert (got["amqp-app-id"], got["amqp-reply-to"]) == ("a", "r")
 
 
+@pytest.mark.parametrize(
+    ("sent", "arrived"),
+    [
+        (b"\xff", b"\xff"),
+        ("text", b"text"),
+        (-1, b"-1"),
+        (2**62, b"4611686018427387904"),
+        ([300, 1], b"[300,1]"),
+        (1.5, b"1.5"),
+        ({"a": None}, b'{"a":null}'),
+        (None, None),
+        (b"x" * 65535, b"x" * 65535),
+        (b"x" * 65536, None),
+    ],
+)
+def test_correlation_data_of_other_publishers_may_be_anything(
+    sent: object, arrived: bytes | None
+) -> None:
+    back = arrives({"headers": {"x-correlation-id": sent}})
+    assert back.properties.correlation_data == arrived
+    assert user_of(back) == []
+
+
 def test_what_no_mqtt_property_can_hold_is_left_out() -> None:
     table = {"nul": "a\0b", "long": "x" * 65536, "good": "1", "x-mqtt-user-properties": "no JSON"}
     assert user_of(arrives({"headers": table})) == [("good", "1")]

@@ -7,6 +7,7 @@ import pytest
 from mqttd_plugins._bridge.remote import Failure, Incoming, Retry
 
 from mqttd.api import Message
+from mqttd.hooks.convert import core_message_of
 from tests.bridges.kit import Desk, back, incoming, reason_of
 
 
@@ -160,6 +161,60 @@ async def test_a_broker_that_stops_acknowledges_nothing() -> None:
     await at.settle()
     assert isinstance(settled[0], Retry)
     assert at.inward.figures.in_flight == 0
+    await at.end()
+
+
+@pytest.mark.parametrize(
+    ("more", "user"),
+    [
+        ({"id": "a\0b"}, []),
+        ({"id": "i" * 70_000}, []),
+        ({}, [("a", "\ud800")]),
+        ({}, [("a", "x" * 70_000)]),
+    ],
+)
+async def test_what_no_message_can_hold_is_dead_lettered_without_it_and_the_rest_goes_on(
+    more: dict[str, str], user: list[tuple[str, str]]
+) -> None:
+    at = await desk(back("q"))
+    published: list[Message] = []
+
+    async def publish(message: Message) -> int:
+        core_message_of(message, 0.0, "")  # as the broker does
+        published.append(message)
+        return 1
+
+    at.inward._publish = at.inward._dead_letters._publish = publish
+    rule = at.inward.rules[0]
+    settled: list[Failure | None] = []
+    at.inward.put(incoming(rule, b"bad", user=user, settled=settled, **more))
+    at.inward.put(incoming(rule, b"good", user=[("a", "b")], settled=settled))
+    await at.settle()
+    assert settled == [None, None]
+    dead, good = sorted(published, key=lambda message: message.payload)
+    assert (dead.payload, dead.topic, good.payload) == (b"bad", "$dlq/desk", b"good")
+    assert {name[:9] for name, _ in dead.properties.user_properties} == {"mqttd-dlq"}
+    assert at.inward.figures.dead_letters == {"refused": 1}
+    await at.end()
+
+
+async def test_a_bug_costs_one_message() -> None:
+    at = await desk(back("q"))
+    publish = at.inward._publish
+
+    async def broken(message: Message) -> int:
+        if message.payload == b"bad":
+            raise KeyError("bug")
+        return await publish(message)
+
+    at.inward._publish = broken
+    settled: list[Failure | None] = []
+    for payload in (b"bad", b"good"):
+        at.inward.put(incoming(at.inward.rules[0], payload, settled=settled))
+    await at.settle()
+    assert (settled, topics(at)) == ([None, None], ["remote"])
+    (dead,) = at.dead
+    assert reason_of(dead) == "an error of the bridge: KeyError: 'bug'"
     await at.end()
 
 

@@ -340,6 +340,7 @@ def test_an_envelope_and_back_is_the_same_message(of: Message) -> None:
         b'{"payload": 1}',
         b'{"payload_base64": "?"}',
         b'{"payload": "", "user_properties": [["a"]]}',
+        b'{"payload": "", "user_properties": [["a", "\\ud800"]]}',
         b"[" * 100_000,
     ],
 )
@@ -355,6 +356,7 @@ def test_names_that_repeat_are_kept_as_a_list() -> None:
     assert all_of(first, listed) == headers
     assert once_each(headers[1:]) == ({"a": "2", "b": "3"}, None)
     assert all_of({"a": "1"}, "no json") == [("a", "1")]
+    assert all_of({"a": "1"}, '[["b","\\ud800"]]') == [("a", "1")]  # half a letter
 
 
 def test_headers_that_make_no_sense_were_not_ours() -> None:

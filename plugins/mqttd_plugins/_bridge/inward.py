@@ -20,7 +20,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from mqttd.api import BrokerServices, Message, ProtocolError, validate_topic_name
+from mqttd.api import (
+    NO_PROPERTIES,
+    BrokerServices,
+    Message,
+    ProtocolError,
+    validate_topic_name,
+)
 from mqttd_plugins._bridge.dead_letters import DeadLetters
 from mqttd_plugins._bridge.figures import (
     CONFIRMED,
@@ -146,6 +152,10 @@ class Inward(Intake):
         except RuntimeError as stopped:  # the broker ends
             self.figures.untake()
             return Retry(str(stopped))
+        except Exception as error:  # a bug: it costs this message, and the rest goes on
+            self._services.log.exception("%s: an error of the bridge", applied.place)
+            reason = f"an error of the bridge: {type(error).__name__}: {error}"
+            return await self._bury(incoming, applied.place, reason, REFUSED)
         self.figures.settle(CONFIRMED)
         return None
 
@@ -159,10 +169,13 @@ class Inward(Intake):
         except ProtocolError:
             # The name at the remote system may be one that no user property could hold.
             message = message.replace(topic=incoming.rule.source)
+        bury = self._dead_letters.bury
         try:
-            await self._dead_letters.bury(
-                message, id=incoming.id, place=place, tries=1, reason=reason
-            )
+            try:
+                await bury(message, id=incoming.id, place=place, tries=1, reason=reason)
+            except ValueError:  # its id or its properties are what MQTT can't hold
+                bare = message.replace(properties=NO_PROPERTIES)
+                await bury(bare, id="", place=place, tries=1, reason=reason)
         except RuntimeError as stopped:
             self.figures.untake()
             return Retry(str(stopped))

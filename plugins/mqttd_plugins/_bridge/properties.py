@@ -269,7 +269,18 @@ def _pairs(tree: object) -> Headers | None:
         if not (isinstance(pair, list) and len(pair) == 2):
             return None
         name, value = pair
-        if not isinstance(name, str) or not isinstance(value, str):
+        if not (_is_text(name) and _is_text(value)):
             return None
         out.append((name, value))
     return out
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is text that has bytes: JSON can say halves of letters, which have none."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
