@@ -21,6 +21,7 @@ from mqttd.core.handshake import is_reserved
 from mqttd.core.inflight import Delivery
 from mqttd.core.inside import Inside
 from mqttd.core.journal import Batch
+from mqttd.core.letters import MAX_LETTERS
 from mqttd.core.link import Link
 from mqttd.core.message import Message
 from mqttd.core.outbound import Outbound
@@ -122,18 +123,18 @@ class Broker(Registry):
         """The pages that queues want, as far as they are durable. The rest has to wait."""
         taken: list[PageRequest] = []
         waiting: list[PageRequest] = []
+        ended: list[PageRequest] = []
         requests = self.context.requests
         self.context.requests = []
         for request in requests:
             queue = request.queue
-            if queue.closed and not request.reason:
+            if request.reason:
+                ended.append(request)
+                continue
+            if queue.closed:
                 continue
             if len(taken) >= _PAGES_A_TURN:
                 waiting.append(request)
-                continue
-            if request.reason:
-                durable = request.serials[-1] <= self.journal.durable
-                (taken if durable else waiting).append(request)
                 continue
             request.serials = queue.begin_page(PAGE, self.journal.durable)
             if request.serials:
@@ -144,8 +145,27 @@ class Broker(Registry):
                 queue.wanting = False
                 self.context.tails.pop(queue.number, None)
                 self._move_on(request, self.context.now)
+        room = self._letters_room(len(taken))
+        for request in ended:
+            if room > 0 and request.serials[-1] <= self.journal.durable:
+                room -= 1
+                taken.append(request)
+            else:
+                waiting.append(request)
         self.context.requests = waiting + self.context.requests
         return taken
+
+    def _letters_room(self, taken: int) -> int:
+        """How many pages of messages that have ended may be read beside those `taken`.
+
+        Whoever waits for a page goes first. Dead letters need room in the store and in their list:
+        until then their messages are safest where they are.
+        """
+        letters = self.context.letters
+        if letters is None or self.journal.refusing:
+            return 0
+        free = (MAX_LETTERS - len(letters.waiting)) // PAGE
+        return min(free, max(1, _PAGES_A_TURN - taken))
 
     def _pull(self, group: SharedGroup, now: float) -> None:
         try:

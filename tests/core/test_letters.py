@@ -3,13 +3,15 @@
 import pytest
 
 from mqttd.core import counters as count
+from mqttd.core import spec
 from mqttd.core.letters import MARK, MAX_LETTERS, Letter, Letters
 from mqttd.core.message import Message
 from mqttd.core.packets import Filter, Puback, Pubrec, Suback, Subscribe
 from mqttd.core.properties import Properties
+from mqttd.core.queue import PAGE, Queue
 from mqttd.core.wire import u16
-from tests.core.paging_kit import Paged
-from tests.core.rig import make_settings
+from tests.core.paging_kit import Paged, deep, queue_of
+from tests.core.rig import make_message, make_settings
 from tests.harness import FakeClient, Harness
 
 ALL = frozenset(
@@ -214,6 +216,37 @@ def test_what_only_the_store_has_is_read_when_it_expires() -> None:
     assert {(each.reason, each.client_id) for each in b.asked} == {(count.DROP_EXPIRED, "a")}
     assert [row.payload for row in h.shelf.rows.values()] == [b"stays"] * 65
     assert b.broker.balance() == (65, 0)
+
+
+def test_what_has_ended_stays_with_the_store_while_that_takes_nothing() -> None:
+    h = Paged()
+    b = Buried(h)
+    b.client("a", "t", expiry=10).drop()
+    b.send(*[b"x"] * 100)
+    h.commit()
+    h.advance(20)
+    h.write()
+    b.broker.refuse(spec.QUOTA_EXCEEDED, h.now)
+    assert b.broker.take_requests() == []
+    assert b.broker.balance() == (100 - 64, 0)
+    b.broker.accept()
+    h.commit()
+    assert (len(b.asked), b.letters.lost, h.shelf.rows) == (100, 0, {})
+
+
+def test_who_waits_for_a_page_is_not_kept_waiting_by_what_has_ended() -> None:
+    h = Paged()
+    b = Buried(h)
+    session = deep(h)
+    context = b.broker.context
+    h.broker.journal.durable = 100 * PAGE
+    context.end_unread(Queue(9, True, "b"), count.DROP_EXPIRED, list(range(1, 20 * PAGE + 1)))
+    context.want_page(queue_of(session), session, None)
+    taken = b.broker.take_requests()
+    assert [each.reason for each in taken] == ["", *[count.DROP_EXPIRED] * 7]
+    assert len(context.requests) == 13
+    b.letters.waiting = [Letter("", "", "", make_message())] * (MAX_LETTERS - 2 * PAGE)
+    assert len(b.broker.take_requests()) == 2
 
 
 def test_what_only_the_store_has_is_not_read_where_nobody_asks() -> None:
