@@ -146,6 +146,25 @@ async def test_a_message_keeps_the_id_that_it_has_and_gets_another_hop() -> None
     await at.end()
 
 
+@pytest.mark.parametrize("numbered", [True, False])
+async def test_nobody_can_give_a_message_the_id_of_another(numbered: bool) -> None:
+    at = await desk()
+    at.outbox.numbered = numbered
+    await at.connect()
+    at.put("first")
+    await at.settle()
+    head, _, last = at.system.ids[0].rpartition("-")
+    guessed = f"{head}-{int(last, 16) + 2:x}"
+    user = (("mqttd-id", guessed),)
+    at.outbox.put(Message("t", b"forged", 1, properties=MessageProperties(user_properties=user)))
+    at.put("real")
+    await at.settle()
+    assert at.arrived == ["first", "forged", "real"]
+    assert at.system.ids[2] == guessed
+    assert len(set(at.system.ids)) == 3
+    await at.end()
+
+
 async def test_a_message_with_too_many_hops_is_dropped() -> None:
     at = await desk()
     user = (("mqttd-via", "a,b,c,d,e,f,g,h"),)

@@ -3,7 +3,9 @@
 A consumer that gets a message twice has to see that it is the same one, so the id may not depend on
 which process sends it. A message that has an id keeps it: it came over a bridge. Any other gets
 `ORIGIN-NUMBER`: the bridge's own random origin, and the number by which the broker knows the
-delivery, the same over restarts.
+delivery, the same over restarts. So does one with an id of this very origin, which is what somebody
+copied or made up: the next numbers can be guessed, and whoever published one of them first would
+make consumers, or SQS itself, take another's message for a copy.
 
 Where there is no such number (a shared subscription, a broker that keeps nothing) the id is
 `ORIGIN-BOOT-N`, the number of this start and a counter. Before it is sent it is written into the
@@ -87,7 +89,7 @@ class Identity:
         """The id of a message that came out of the outbox."""
         message = received.message
         own = id_of(message.properties)
-        if own:
+        if own and not own.startswith(f"{self.origin}-"):
             return Ticket(own)
         if received.number:
             return Ticket(f"{self.origin}-{received.number:x}")
