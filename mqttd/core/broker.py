@@ -386,9 +386,8 @@ class Broker(Registry):
         connect = Connect(client_id=client_id, clean_start=expiry == 0)
         connect.properties.session_expiry_interval = expiry
         inside = Inside(self.woken, client_id)
-        session = self._seat(connect, "inside", owner, now)
         # The longest interval is for clients; what a plugin keeps for good has its owner here.
-        session.expiry_interval = expiry
+        session = self._seat(connect, "inside", owner, expiry, now)
         inside.session = session
         session.attach(inside, receive_maximum)
         session.pump(now)

@@ -136,18 +136,20 @@ class Registry(Router):
             self._displace(session, connection, now)
             duels = session.duels
             duel_at = session.duel_at
-        session = self._seat(connect, connection.peer, owner, now)
+        expiry = wanted_expiry(connect, self.settings)
+        session = self._seat(connect, connection.peer, owner, expiry, now)
         if not session.resumed:
             session.duels = duels  # the quarrel goes on though each round has a new session
             session.duel_at = duel_at
         return session
 
-    def _seat(self, connect: Connect, peer: str, owner: str | None, now: float) -> Session:
+    def _seat(
+        self, connect: Connect, peer: str, owner: str | None, expiry: int, now: float
+    ) -> Session:
         """The session that a CONNECT of its owner gets, an old one or a new one."""
         client_id = connect.client_id
         # Taking over may have ended it: a session without expiry ends with its connection.
         session = self.sessions.get(client_id)
-        expiry = wanted_expiry(connect, self.settings)
         if self.journal.refusing and (
             # Both are a promise: that a session lasts, and that the one before is gone.
             expiry > 0 if session is None else connect.clean_start and session.stored

@@ -2,14 +2,14 @@
 
 import pytest
 
-from mqttd.core import spec
+from mqttd.core import journal, spec
 from mqttd.core.broker import Broker
 from mqttd.core.errors import ProtocolError
 from mqttd.core.inside import Arrival, Inside
 from mqttd.core.message import Message
 from mqttd.core.packets import Connack, Filter
 from tests.core.handshake_kit import connect, refused, say
-from tests.core.rig import make_message
+from tests.core.rig import make_message, make_settings
 from tests.harness import Harness
 
 OWNER = "\0bridge"
@@ -37,6 +37,25 @@ def balanced(h: Harness) -> bool:
     counters = h.broker.counters
     ended = counters.delivered + sum(counters.dropped.values())
     return counters.matched == ended + queued + inflight
+
+
+@pytest.mark.parametrize("longest", [0, 10])
+def test_the_longest_session_of_a_client_bounds_none_inside(longest: int) -> None:
+    h = Harness(make_settings(session_expiry_max=longest), durable=True)
+    inside = enter(h, expiry=3600)
+    subscribe(h, inside, "t")
+    batch = h.broker.take_batch()
+    assert batch is not None
+    assert {op.kind for op in batch.ops} == {journal.SESSION_SAVE, journal.SUBSCRIPTION_SAVE}
+    h.broker.committed(batch.seq, h.now)
+    h.broker.leave_inside(inside, h.now)
+    h.advance(3599)
+    publisher = h.client("p", auto_ack=False)
+    publisher.publish("t", b"x", 1)
+    publisher.expect_nothing()  # until it is durable
+    assert h.broker.balance() == (1, 0)
+    h.advance(1)
+    assert "in" not in h.broker.sessions
 
 
 def test_messages_end_in_the_inbox_and_are_settled_there() -> None:
