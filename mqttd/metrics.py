@@ -430,7 +430,8 @@ def render(found: dict[str, Series], more: Sequence[tuple[Metric, Series]] = ())
                 labels, values = ("le",)[: len(values) - 1], values[1:]
             pairs = zip(labels, values, strict=True)
             text = ",".join(f'{label}="{_escaped(value)}"' for label, value in pairs)
-            lines.append(f"{name}{'{' + text + '}' if text else ''} {number!r}")
+            # The sign makes a number of a plugin's True.
+            lines.append(f"{name}{'{' + text + '}' if text else ''} {+number!r}")
     lines.append("")
     return "\n".join(lines).encode()
 

@@ -159,6 +159,7 @@ def test_figures_with_labels_are_families_of_their_own() -> None:
         ("ended_total", 3, (("way", "out"), ("reason", 'a"b'))),
         ("ended_total", 4, (("way", "in"), ("reason", "x"))),
         ("depth", 1.5, ()),
+        ("paused", True, ()),
     ]
     odd = [
         ("depth", 9, (("way", "out"),)),  # other labels than the first of its name
@@ -171,7 +172,8 @@ def test_figures_with_labels_are_families_of_their_own() -> None:
     assert value(found, "mqttd_plugin_ended_total", plugin="p", way="out", reason='a"b') == 3
     assert value(found, "mqttd_plugin_ended_total", plugin="p", way="in", reason="x") == 4
     assert value(found, "mqttd_plugin_depth", plugin="p") == 1.5
-    assert sum(name.startswith("mqttd_plugin_") for name, _ in found) == 3
+    assert value(found, "mqttd_plugin_paused", plugin="p") == 1
+    assert sum(name.startswith("mqttd_plugin_") for name, _ in found) == 4
     assert "# TYPE mqttd_plugin_ended_total counter" in rendered(Harness(), given)
     assert "# TYPE mqttd_plugin_depth gauge" in rendered(Harness(), given)
 

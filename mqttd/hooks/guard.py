@@ -165,8 +165,12 @@ class Guard:
             answer = self._call("figures", ())
             if isinstance(answer, Coroutine):
                 answer.close()
-            found = list(islice(answer, MAX_FIGURES))
-        except (Exception, asyncio.CancelledError) as error:
+            began = WATCH.enter(self.name, "figures")  # a generator begins only here
+            try:
+                found = list(islice(answer, MAX_FIGURES))
+            finally:
+                WATCH.leave(began)
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
             stats.failures += 1
             now = self._clock()
             if now >= stats.silent_until:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from itertools import repeat
 from typing import Any
 
@@ -409,7 +409,14 @@ async def none_at_all() -> list[Figure]:
     return []
 
 
-@pytest.mark.parametrize("shows", [failing(ValueError("x")), lambda: 7, none_at_all])
+def exits_on_the_way() -> Iterator[Figure]:
+    yield Figure("a", 1)
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    "shows", [failing(ValueError("x")), lambda: 7, none_at_all, exits_on_the_way]
+)
 def test_figures_that_fail_are_missing_and_the_breaker_hears_nothing(
     shows: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
