@@ -226,3 +226,17 @@ async def test_a_connection_that_is_over_gives_nothing_more() -> None:
         new.put(incoming(new.rules[0]))
         await at.settle()
         assert len(at.outbox.published) == 1
+
+
+async def test_a_pause_is_no_fault_of_a_message_that_waits_for_its_answer() -> None:
+    async with linked() as at:
+        at.system.silent = True
+        at.put("a")
+        for _ in range(10):
+            await at.settle()
+            at.link.pause()
+            await at.settle()
+            at.link.resume()
+        await at.settle()
+        assert (at.dead, at.outbox.in_flight) == ([], 1)
+        assert at.outward.figures.failed == 0

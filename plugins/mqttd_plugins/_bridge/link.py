@@ -74,7 +74,7 @@ class Link:
             try:
                 failure = await self._one(remote)
             finally:
-                self._outward.lost()
+                self._outward.lost(by_us=self._paused)
                 self._inward.lost()
                 await self._close(remote)
             if self._paused:

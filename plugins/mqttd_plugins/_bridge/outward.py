@@ -239,13 +239,14 @@ class Outward:
             await remote.send(items, done)
             await asyncio.sleep(0)  # a remote system that answers at once leaves nobody a turn
 
-    def lost(self) -> None:
-        """The connection is over: what wasn't answered is sent again."""
+    def lost(self, *, by_us: bool = False) -> None:
+        """The connection is over: what wasn't answered is sent again. An end `by_us` is nobody's
+        fault."""
         self._connection += 1
         flying = list(self.lanes.flying.values())
         if self._confirmed:
             self._fruitless = 0
-        elif flying:
+        elif flying and not by_us:
             suspects = flying if self._fruitless >= _FRUITLESS else []
             self._fruitless += 1
             for item in suspects:
