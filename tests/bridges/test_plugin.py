@@ -99,6 +99,28 @@ async def test_a_new_configuration_keeps_what_waits(system: System) -> None:
         await until(lambda: len(system.arrived) == 2)
 
 
+async def test_a_reload_that_fails_half_way_leaves_a_bridge_that_says_so(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mqttd.Broker(tree(out("a/#"))) as broker:
+        plugin = bridge_of(broker)
+        await until(lambda: plugin.status()["state"] == "up")
+
+        async def broken(self: FakeBridge) -> None:
+            raise OSError("no room")
+
+        config = FakeConfig.model_validate({"rules": [out("b/#")]})
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeBridge, "prepare", broken)
+            with pytest.raises(OSError, match="no room"):
+                await plugin.reload(config)
+        status = plugin.status()
+        assert (status["state"], status["reason"]) == ("down", "stopped")
+        assert plugin.figures() == []
+        await plugin.reload(config)
+        await until(lambda: plugin.status()["state"] == "up")
+
+
 async def test_dead_letters_reach_who_subscribes_to_them(system: System) -> None:
     async with (
         mqttd.Broker(tree(out("a/#", "q/{property[site]}"))) as broker,

@@ -92,6 +92,10 @@ class Link:
             finally:
                 timer.cancel()
 
+    def stopped(self) -> None:
+        """`run` was cancelled for good. Nobody is told: who asks shall not hear that it is up."""
+        self.state, self.reason, self.since = DOWN, "stopped", self._services.now()
+
     def pause(self) -> None:
         """End the connection and make no other until `resume`. Messages wait."""
         self._paused = True

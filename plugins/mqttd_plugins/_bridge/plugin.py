@@ -102,15 +102,20 @@ class BridgePlugin(Plugin[BridgeConfigT]):
         for task in self._tasks:
             task.cancel()
         self._tasks = []
+        if self.link is not None:
+            self.link.stopped()
         if self._next_look is not None:
             self._next_look.cancel()
         if self._client is not None:
             self._client.close()
 
     async def reload(self, config: BridgeConfigT) -> None:
-        """The connection is made anew, unless it is paused; what waits, waits on."""
+        """The connection is made anew, unless it is paused; what waits, waits on.
+
+        After one that failed half way the bridge is stopped, and the next one starts it.
+        """
         self._applied(config)
-        if config == self.config:
+        if config == self.config and self._tasks:
             return
         paused = self.link is not None and self.link.state == PAUSED
         await self.stop()
