@@ -31,7 +31,7 @@ from mqttd.core.wills import Asked, Wills
 INFINITY: Final = float("inf")
 _SWEEP_EVERY: Final = 1.0  # seconds between slices of the search for expired retained messages
 _SWEEP_STEPS: Final = 2000
-_DEADLINE_TURN: Final = 2000  # sessions looked at in one call
+_DEADLINE_TURN: Final = 2000  # sessions, and undecided wills, looked at in one call
 _DUEL_WINDOW: Final = 60.0
 _DUEL_ROUNDS: Final = 4
 
@@ -85,10 +85,10 @@ class Registry(Router):
     def handle_timeout(self, now: float) -> None:
         """Publish wills and end sessions that are due; sweep a slice of the retained tree."""
         self.context.at(now)
-        if self._undecided and not self.hooks_to_come:
-            undecided = self._undecided
-            self._undecided = []
-            for asked in undecided:
+        undecided = self._undecided
+        if undecided and not self.hooks_to_come:
+            self._undecided = undecided[_DEADLINE_TURN:]
+            for asked in undecided[:_DEADLINE_TURN]:
                 self._decide(asked, now)
         deadlines = self._deadlines
         budget = _DEADLINE_TURN

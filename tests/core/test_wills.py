@@ -9,7 +9,7 @@ from mqttd.core.packets import Will
 from mqttd.core.restore import Restorer
 from mqttd.core.session import Session
 from mqttd.core.settings import NEVER
-from mqttd.core.wills import TABLE
+from mqttd.core.wills import TABLE, Asked, Wills
 from tests.harness import Harness
 
 GONE = Will("will", b"gone", 1, True, 0, 60, b"\x26\x00\x01k\x00\x01v")
@@ -127,6 +127,22 @@ def test_wills_are_asked_about_again_in_their_order_and_a_new_one_gets_another_r
     assert [message.topic for _, message in slow.asked] == [f"w/{n}" for n in range(11)]
     cut_off(again, Will("w/new", b"x", 1))
     assert len(again.broker.tables.items(TABLE)) == 12
+
+
+def test_many_wills_are_asked_about_a_slice_at_a_time() -> None:
+    h = Harness(durable=True)
+    wills = Wills(h.broker.tables)
+    for number in range(4500):
+        wills.keep(Asked("c", "u", Will(f"w/{number}", b"x", 1), ""))
+    again = restarted(h, session=False)
+    slow = Slow(again)
+    again.broker.hooks_to_come = False
+    turns: list[int] = []
+    while again.broker.next_deadline() == 0.0:
+        again.broker.handle_timeout(again.now)
+        turns.append(len(slow.asked) - sum(turns))
+    assert max(turns) < 4500
+    assert [message.topic for _, message in slow.asked] == [f"w/{n}" for n in range(4500)]
 
 
 def test_a_will_that_is_due_at_the_start_takes_the_row_of_no_other() -> None:
