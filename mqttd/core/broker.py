@@ -43,6 +43,7 @@ from mqttd.core.watch import DELIVERED, DROPPED
 
 _REPLAY_SESSIONS: Final = 8  # sessions that replay retained messages in one slice
 _PAGES_A_TURN: Final = 8  # read together: commits and other clients get their turn between
+_LETTERS_A_TURN: Final = 256  # messages read for their dead letters: a plugin is asked about each
 
 
 class Submitted:
@@ -145,27 +146,28 @@ class Broker(Registry):
                 queue.wanting = False
                 self.context.tails.pop(queue.number, None)
                 self._move_on(request, self.context.now)
-        room = self._letters_room(len(taken))
+        room = self._letters_room()
         for request in ended:
-            if room > 0 and request.serials[-1] <= self.journal.durable:
-                room -= 1
-                taken.append(request)
-            else:
+            if room <= 0 or request.serials[-1] > self.journal.durable:
                 waiting.append(request)
+                continue
+            if len(request.serials) > room:
+                waiting.append(request.split(room))
+            room -= len(request.serials)
+            taken.append(request)
         self.context.requests = waiting + self.context.requests
         return taken
 
-    def _letters_room(self, taken: int) -> int:
-        """How many pages of messages that have ended may be read beside those `taken`.
+    def _letters_room(self) -> int:
+        """How many messages that have ended may be read now.
 
-        Whoever waits for a page goes first. Dead letters need room in the store and in their list:
-        until then their messages are safest where they are.
+        Dead letters need room in the store and in their list: until then their messages are safest
+        where they are.
         """
         letters = self.context.letters
         if letters is None or self.journal.refusing:
             return 0
-        free = (MAX_LETTERS - len(letters.waiting)) // PAGE
-        return min(free, max(1, _PAGES_A_TURN - taken))
+        return min(MAX_LETTERS - len(letters.waiting), _LETTERS_A_TURN)
 
     def _pull(self, group: SharedGroup, now: float) -> None:
         try:

@@ -55,6 +55,14 @@ class PageRequest:
         self.serials: list[int] = []  # once the request is taken
         self.reason: str = ""
 
+    def split(self, size: int) -> "PageRequest":
+        """Keep the first `size` serials; returns a request for the others."""
+        rest = PageRequest(self.queue, self.session, self.group)
+        rest.reason = self.reason
+        rest.serials = self.serials[size:]
+        self.serials = self.serials[:size]
+        return rest
+
 
 class Context:
     """What every session of one broker shares."""
