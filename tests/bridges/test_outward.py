@@ -307,6 +307,21 @@ async def test_a_function_changes_drops_and_fails() -> None:
     await at.end()
 
 
+async def test_qos_0_is_sent_again_while_the_process_lasts() -> None:
+    at = await desk()
+    at.system.silent = True
+    at.put("a", qos=0)
+    await at.connect()
+    await at.disconnect()
+    at.system.silent = False
+    await at.connect()
+    assert at.arrived == ["a", "a"]
+    assert len(set(at.system.ids)) == 1
+    assert (at.out_figures.confirmed, at.out_figures.in_flight) == (1, 0)
+    assert not at.services.table("ids").items()
+    await at.end()
+
+
 async def test_qos_0_is_bounded_while_nobody_takes_it() -> None:
     at = await desk(window=4)
     at.put(*("x" * 100), qos=0)

@@ -22,7 +22,7 @@ One row a message, though many to a row would be cheaper: such a row would name 
 acknowledged, and one that looks the same, whose own row a crash has undone, would take an id that a
 consumer has seen.
 
-A message at QoS 0 gets an id and no row: it is sent once or not at all.
+A message at QoS 0 gets an id and no row: it doesn't outlast the process.
 
 Hops: `mqttd-via` holds the origins that a message has passed, "a,b". What comes in with an origin
 of this broker in it has been here.
