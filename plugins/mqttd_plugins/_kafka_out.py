@@ -15,6 +15,10 @@ later connections send to it one record at a time: what is refused then is answe
 After any refusal the producer is at its end: Kafka waits for the number of the batch that it didn't
 take, and would take no later one.
 
+A topic that the configuration names and that has gone, or may not be written to any more, is no
+fault of a message: the messages wait, and the connection is refused. A topic that is made of what a
+publisher chose is the message's own.
+
 Must not know: rules, how a connection is made.
 
 Invariants: no item is answered by a producer that was given up, except by the refusal that ended
@@ -29,7 +33,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from mqttd_plugins._bridge.remote import Done, Failure, Item, Poison, Retry
+from mqttd_plugins._bridge.remote import Done, Failure, Item, Poison, Refused, Retry
 from mqttd_plugins._kafka import RecordHeaders, record_headers, record_size, record_topic
 
 _LOOK_S: Final = 1.0  # for a topic that may be in the making
@@ -82,8 +86,9 @@ class Writer:
         timeout_s: float,
         largest: int,
         end: Callable[[Failure], None],
+        named: frozenset[str] = frozenset(),
     ) -> None:
-        """`largest`: bytes of a record."""
+        """`largest`: bytes of a record; `named`: topics that stand in the configuration."""
         from aiokafka.partitioner import DefaultPartitioner
 
         self._producer = producer
@@ -91,6 +96,7 @@ class Writer:
         self._timeout_s = timeout_s
         self._largest = largest
         self._end = end
+        self._named = named
         self._partitioner = DefaultPartitioner()
         self._places: dict[tuple[int, bytes], int] = {}  # by the number of partitions and the key
         self._absent: dict[str, float] = {}  # topic: until when it isn't looked for
@@ -145,6 +151,9 @@ class Writer:
                 missing[topic] = await self._missing(topic)
             failure = missing[topic]
             if failure is not None:
+                if topic in self._named:
+                    failure = Refused(failure.reason, item.place)
+                    self._stop(failure)
                 done(item, failure)
                 continue
             partition = self._partition(topic, record.key)
@@ -181,7 +190,7 @@ class Writer:
         try:
             there = await self.knows(topic)
         except TopicAuthorizationFailedError:
-            return Retry(f"Kafka doesn't let us write to topic {topic!r}")
+            return Retry(_no_right(topic))
         return None if there else Retry(f"there is no topic {topic!r} at Kafka")
 
     async def _send(
@@ -234,15 +243,20 @@ class Writer:
                     for record in records:
                         done(record.item, None)
             elif not self._given_up or alone:
-                self._refused(topic, records[0].item, error, done, alone)
+                self._refused(topic, records, error, done, alone)
 
         future.add_done_callback(answered)
         return None if self._given_up else future
 
     def _refused(
-        self, topic: str, item: Item, error: BaseException, done: Done, alone: bool
+        self, topic: str, records: Sequence[_Record], error: BaseException, done: Done, alone: bool
     ) -> None:
-        name = type(error).__name__
+        name, item = type(error).__name__, records[0].item
+        if name == "TopicAuthorizationFailedError" and topic in self._named:
+            self._stop(Refused(_no_right(topic), item.place))
+            for record in records:
+                done(record.item, Refused(_no_right(topic), record.item.place))
+            return
         if name not in _SESSION:
             if not alone:
                 self._learnt.alone.add(topic)
@@ -253,9 +267,12 @@ class Writer:
         self._give_up(error)
 
     def _give_up(self, error: BaseException) -> None:
+        self._stop(Retry(f"the producer is at its end: {_words(error)}"))
+
+    def _stop(self, failure: Failure) -> None:
         if not self._given_up:
             self._given_up = True
-            self._end(Retry(f"the producer is at its end: {_words(error)}"))
+            self._end(failure)
 
     async def close(self) -> None:
         """Stop at once: what isn't confirmed is sent again by the next producer.
@@ -282,6 +299,10 @@ def _add(batch: Any, record: _Record) -> bool:
         timestamp=None, key=record.key, value=record.item.payload, headers=record.headers
     )
     return added is not None
+
+
+def _no_right(topic: str) -> str:
+    return f"Kafka doesn't let us write to topic {topic!r}"
 
 
 def _words(error: BaseException) -> str:

@@ -219,8 +219,14 @@ class KafkaRemote(Remote):
             compression_type=None if config.compression == "none" else config.compression,
             **arguments,
         )
+        named = [rule.topic for rule in config.rules if rule.direction == "out"]
         self._writer = Writer(
-            producer, self._learnt, config.request_timeout, config.max_message_size, self.end
+            producer,
+            self._learnt,
+            config.request_timeout,
+            config.max_message_size,
+            self.end,
+            frozenset(topic for topic in named if topic is not None),
         )
         try:
             await producer.start()

@@ -202,8 +202,11 @@ class ManyParted(Producer):
 
 
 class Sending:
-    def __init__(self, *topics: str, producer: type[Producer] = Producer) -> None:
+    def __init__(
+        self, *topics: str, producer: type[Producer] = Producer, named: frozenset[str] = frozenset()
+    ) -> None:
         self.producer = producer(*topics)
+        self.named = named
         self.answers: dict[int, Failure | None] = {}
         self.ends: list[Failure] = []
         self.learnt = Learnt()
@@ -211,7 +214,8 @@ class Sending:
 
     def again(self) -> None:
         """The next connection."""
-        self.writer = Writer(self.producer, self.learnt, 5.0, 2000, self.ends.append)
+        end = self.ends.append
+        self.writer = Writer(self.producer, self.learnt, 5.0, 2000, end, self.named)
 
     def done(self, item: Item, failure: Failure | None) -> None:
         self.answers[item.seq] = failure
@@ -315,6 +319,30 @@ async def test_a_topic_that_we_may_not_write_to() -> None:
     assert {str(failure) for failure in at.answers.values()} == {
         "Kafka doesn't let us write to topic 't'"
     }
+
+
+async def test_a_named_topic_that_may_not_be_written_to_makes_its_messages_wait() -> None:
+    at = Sending("t", "u", named=frozenset({"t"}))
+    await at.writer.send([item(number=1), item(number=2), item("u", number=3)], at.done)
+    at.producer.sent[0][3].set_exception(errors.TopicAuthorizationFailedError("t"))
+    await at.settle()
+    assert at.answers.keys() == {1, 2}
+    assert all(isinstance(failure, Refused) for failure in at.answers.values())
+    assert [str(end) for end in at.ends] == ["a rule: Kafka doesn't let us write to topic 't'"]
+    assert isinstance(at.ends[0], Refused)
+    assert at.learnt.alone == set()
+
+
+async def test_a_named_topic_that_has_gone_makes_its_messages_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mqttd_plugins._kafka_out._LOOK_S", 0.0)
+    for named, kind in ((frozenset({"t"}), Refused), (frozenset(), Retry)):
+        at = Sending(named=named)
+        await at.writer.send([item(number=1), item(number=2)], at.done)
+        assert [type(failure) for failure in at.answers.values()] == [kind, kind]
+        assert [type(end) for end in at.ends] == [Refused] * (kind is Refused)
+        assert at.producer.sent == []
 
 
 # The way in, with a consumer that does what it is told.
