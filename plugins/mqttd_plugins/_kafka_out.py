@@ -40,6 +40,7 @@ _LOOK_S: Final = 1.0  # for a topic that may be in the making
 _ABSENT_S: Final = 5.0  # how long a topic that wasn't there isn't looked for again
 _STOPPING_S: Final = 2.0
 _PLACES: Final = 10_000  # keys whose partition is remembered
+_REMEMBERED: Final = 512  # bytes of such a key: publishers choose them
 # Not the records' fault: the producer's, or the cluster's.
 _SESSION: Final = frozenset(
     {
@@ -181,7 +182,8 @@ class Writer:
             if len(self._places) >= _PLACES:
                 self._places.clear()
             place = self._partitioner(key, sorted(there), [])
-            self._places[len(there), key] = place
+            if len(key) <= _REMEMBERED:
+                self._places[len(there), key] = place
         return place
 
     async def _missing(self, topic: str) -> Failure | None:

@@ -71,6 +71,7 @@ _KINDS: Final = ("/queue/", "/topic/")
 _MANY: Final = frozenset(",?*>")
 """What makes more than one destination of a name, or gives it options."""
 _TARGETS: Final = 10_000  # whose destination is remembered
+_REMEMBERED: Final = 512  # letters of such a target: publishers choose them
 _LONGEST: Final = 65535  # bytes of a string in MQTT
 _MEANT: Final = frozenset(
     {
@@ -330,7 +331,9 @@ class ActiveMQRemote(Remote):
         if known is None:
             if len(self._destinations) >= _TARGETS:
                 self._destinations.clear()
-            known = self._destinations[item.place, item.target] = destination_of(item)
+            known = destination_of(item)
+            if len(item.target) <= _REMEMBERED:
+                self._destinations[item.place, item.target] = known
         return known
 
     # Inward.

@@ -121,6 +121,21 @@ async def test_a_commit_that_nobody_waits_for_any_more_still_counts() -> None:
         assert at.answers == {1: None}
 
 
+async def test_a_target_that_takes_much_memory_is_not_remembered() -> None:
+    async with sending({}) as at:
+        short, long = "/queue/".ljust(512, "q"), "/queue/".ljust(513, "q")
+        rule = ActiveMQRule.model_validate(RULE)
+        items = [
+            Item(seq, rule, Message("a", b"x", 1), id=f"id-{seq}", target=target, key="a")
+            for seq, target in ((1, short), (2, long))
+        ]
+        await at.send(*items)
+        await at.heard(5)
+        destinations = [frame.headers.get("destination") for frame in at.server.got[2:4]]
+        assert destinations == [short, long]
+        assert list(at.remote._destinations) == [("a rule", short)]
+
+
 async def test_what_no_frame_can_hold_is_poison_and_begins_no_transaction() -> None:
     async with sending({}) as at:
         bad = item(1)

@@ -252,6 +252,14 @@ async def test_a_key_has_the_partition_that_kafkas_own_clients_choose(
         assert values == sorted(values, key=int)
 
 
+async def test_a_key_that_takes_much_memory_is_not_remembered() -> None:
+    at = Sending("t", producer=ManyParted)
+    await at.writer.send([numbered(1, "k" * 512), numbered(2, "k" * 513)], at.done)
+    assert list(at.writer._places) == [(3, b"k" * 512)]
+    sent = {int(value) for _, _, values, _ in at.producer.sent for value in values}
+    assert sent == {1, 2}
+
+
 async def test_what_doesnt_fit_into_a_batch_goes_into_the_next() -> None:
     at = Sending("t")
     at.producer.most = 2

@@ -45,6 +45,18 @@ async def test_rules_are_found_for_more_topics_than_are_remembered(
     await at.end()
 
 
+async def test_a_topic_that_takes_much_memory_is_not_remembered() -> None:
+    at = await desk(out("#", "A"))
+    await at.connect()
+    for _ in range(2):
+        for topic in ("t" * 512, "t" * 513):
+            at.put("x", topic=topic)
+    await at.settle()
+    assert len(at.arrived) == 4
+    assert list(at.outward._matched) == ["t" * 512]
+    await at.end()
+
+
 async def test_confirms_are_pipelined_and_come_in_any_order() -> None:
     at = await desk()
     at.system.silent = True

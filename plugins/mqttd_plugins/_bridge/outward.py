@@ -50,6 +50,7 @@ _FRUITLESS: Final = 2  # connections that ended with nothing confirmed, until it
 _NO_ROOM_S: Final = 0.5  # until a full disk is asked again
 _TURN: Final = 64  # messages taken out of the outbox, until others have their turn
 _TOPICS: Final = 4096  # whose rules are remembered
+_REMEMBERED: Final = 512  # letters of such a topic: publishers choose them
 
 
 class _Held:
@@ -155,7 +156,8 @@ class Outward:
             if len(self._matched) >= _TOPICS:
                 self._matched.clear()
             matched = [one for one in self._rules if topic_matches(one.rule.source, topic)]
-            self._matched[topic] = matched
+            if len(topic) <= _REMEMBERED:
+                self._matched[topic] = matched
         return matched
 
     def _take(self, received: Received) -> None:
