@@ -13,7 +13,9 @@ that it is delivered. So they are read as far as they go and never raise.
 
 Must not know: sockets, what a message of MQTT is, the order of methods.
 
-Invariants: `Frames` keeps at most one frame that isn't whole, and none longer than `longest`.
+Invariants: `Frames` keeps at most one frame that isn't whole, and none longer than `longest`, or
+than a MiB if it has a header: RabbitMQ cuts bodies to what was agreed upon, but sends a header as
+it is, and makes it longer (`x-death`).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ PROTOCOL: Final = b"AMQP\0\0\x09\x01"
 BEAT: Final = b"\x08\0\0\0\0\0\0\xce"
 LONGEST: Final = 131072  # of a frame, until something else was agreed upon
 OVERHEAD: Final = 8  # bytes of a frame around its payload
+_LONGEST_HEADER: Final = 1 << 20
 _END: Final = 0xCE
 _NESTED: Final = 32  # tables in tables; deeper ones are nobody's
 
@@ -69,7 +72,7 @@ class Frames:
             kind, channel, length = _FRAME.unpack_from(data, pos)
             if kind not in (METHOD, HEADER, BODY, HEARTBEAT):
                 raise WireError("expected a frame of AMQP 0-9-1: is this its port?")
-            if length + OVERHEAD > self.longest:
+            if length + OVERHEAD > self.longest and (kind != HEADER or length > _LONGEST_HEADER):
                 raise WireError(f"a frame of {length} bytes: agreed were {self.longest} at most")
             start = pos + _FRAME.size
             end = start + length

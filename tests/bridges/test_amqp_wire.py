@@ -135,12 +135,23 @@ def test_frames_come_out_whole_however_they_came(
         (b"HTTP/1.1 400 Bad Request\r\n", "is this its port"),
         (b"AMQP\0\0\x09\x01", "is this its port"),
         (b"\x01\0\0\0\x02\0\0", "a frame of 131072 bytes: agreed were 131072 at most"),
+        (b"\x03\0\0\0\x02\0\0", "a frame of 131072 bytes: agreed were 131072 at most"),
+        (b"\x02\0\0\0\x10\0\1", "a frame of 1048577 bytes: agreed were 131072 at most"),
         (b"\x01\0\0\0\0\0\x01aa", "without its end"),
     ],
 )
 def test_what_is_no_frame_is_told(data: bytes, text: str) -> None:
     with pytest.raises(WireError, match=text):
         Frames().feed(data)
+
+
+def test_a_header_may_be_longer_than_was_agreed() -> None:
+    frames = Frames()
+    frames.longest = 4096
+    block = wire.block_of({"headers": {"a": "x" * 5000}})
+    ((kind, _, payload),) = frames.feed(wire.content_header(1, 0, block))
+    assert kind == wire.HEADER
+    assert wire.content_from(payload)[1].headers == {"a": "x" * 5000}
 
 
 def test_a_heartbeat() -> None:
