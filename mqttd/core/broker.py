@@ -276,6 +276,7 @@ class Broker(Registry):
         who wait for the batch that failed are told; it may be delivered nevertheless, as any
         message whose acknowledgement was lost.
         """
+        self.context.at(now)
         told = self.journal.refusing
         self.journal.refusing = code
         if told:

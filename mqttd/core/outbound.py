@@ -428,6 +428,8 @@ class Outbound(Link):
             # While the store refuses, no PUBACK is held, see `refuse_held`: nothing is overtaken.
             if held.frees:
                 self.inbound_open -= 1
+            if held.asked_at:
+                self._time(held.asked_at)
             self.send(held.frame)
             return
         if self._held is None:
@@ -493,6 +495,8 @@ class Outbound(Link):
             if max(held.barrier, owed) > self.journal.committed:
                 puback = Puback((frame[2] << 8) | frame[3], self.journal.refusing)
                 frame = encode.encode_puback(puback, self.version)
+            elif held.asked_at:
+                self._time(held.asked_at)
             self.send(frame)  # [MQTT-4.6.0-2] whichever it is, in order
         self._held = kept if kept else None
         if not kept:

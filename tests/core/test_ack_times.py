@@ -86,6 +86,27 @@ def test_a_delivery_that_settles_first_ends_the_wait() -> None:
     assert seconds == pytest.approx(0.003)
 
 
+def test_what_needs_no_room_is_timed_when_the_disk_is_full() -> None:
+    h = Harness(durable=True)
+    keeper(h)
+    client = h.client("c", expiry=100, auto_ack=False)
+    client.send(Subscribe(1, [Filter("x", 1)]))  # whose SUBACK is held, and keeps others waiting
+    for topic in ("nobody", "t"):
+        client.publish(topic, b"x", 1)
+    h.now += 0.015
+    h.broker.refuse(spec.QUOTA_EXCEEDED, h.now)
+    client.publish("nobody", b"x", 1)
+    found = [packet.reason for packet in client.recv() if isinstance(packet, Puback)]
+    assert found == [
+        spec.NO_MATCHING_SUBSCRIBERS,
+        spec.QUOTA_EXCEEDED,
+        spec.NO_MATCHING_SUBSCRIBERS,
+    ]
+    at_once, waited, seconds = counted(h.broker.counters)
+    assert (at_once, waited) == (1, [1])
+    assert seconds == pytest.approx(0.015)
+
+
 def test_other_answers_and_refusals_are_not_counted() -> None:
     h = Harness(durable=True)
     client = h.client("c", expiry=100, auto_ack=False)
