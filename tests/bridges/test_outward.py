@@ -353,6 +353,25 @@ async def test_subscriptions_that_no_rule_asks_for_any_more_go() -> None:
     await at.end()
 
 
+async def test_a_new_filter_is_there_before_the_old_one_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at = Desk(out("a/+"))
+    at.outbox.filters = {"a/#": 1}
+    there: list[list[str]] = []
+    unsubscribe = at.outbox.unsubscribe
+
+    async def watched(topic_filter: str) -> None:
+        there.append(at.outbox.subscriptions)
+        await unsubscribe(topic_filter)
+
+    monkeypatch.setattr(at.outbox, "unsubscribe", watched)
+    await at.begin()
+    assert there == [["a/#", "a/+"]]
+    assert at.outbox.subscriptions == ["a/+"]
+    await at.end()
+
+
 ANSWERS = st.sampled_from(["yes", "yes", "yes", "retry", "poison", "silent"])
 STEPS = st.lists(
     st.one_of(

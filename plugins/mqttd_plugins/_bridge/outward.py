@@ -101,17 +101,20 @@ class Outward:
         self._room.set()
 
     async def subscribe(self) -> None:
-        """Subscribe for the rules; subscriptions that no rule asks for any more go."""
+        """Subscribe for the rules; subscriptions that no rule asks for any more go.
+
+        In this order: what an old filter matched and a new one does shall not slip through.
+        """
         wanted: dict[str, int] = {}
         for applied in self._rules:
             rule = applied.rule
             name = rule.source if rule.share is None else f"$share/{rule.share}/{rule.source}"
             wanted[name] = max(rule.qos, wanted.get(name, 0))
+        for name, qos in wanted.items():
+            await self._client.subscribe(name, qos)
         for name in self._client.subscriptions:
             if name not in wanted:
                 await self._client.unsubscribe(name)
-        for name, qos in wanted.items():
-            await self._client.subscribe(name, qos)
 
     @property
     def lag_s(self) -> float:
