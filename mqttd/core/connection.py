@@ -150,7 +150,7 @@ class Connection(Inbound):
         """The server ends the connection. The will goes out unless `code` says otherwise."""
         if self.state == CLOSED:
             return
-        self._note_end(reason)
+        self._note_end(self.for_the_log(reason))
         if code not in spec.REASONS[spec.DISCONNECT]:  # [MQTT-3.14.2-1]
             code = spec.NOT_AUTHORIZED
         if self.established and self.version >= 5:  # [MQTT-3.14.0-1] never before CONNACK

@@ -294,10 +294,15 @@ class Handshake(Outbound):
         for topic_filter in verdict.revoked or ():
             self.router.unsubscribe(session, topic_filter)
 
+    def for_the_log(self, reason: str) -> str:
+        """A reason, with what the client isn't told of it."""
+        return f"{reason} ({self._private})" if self._private else reason
+
     def refuse(self, code: int, reason: str) -> None:
         """Answer a CONNECT with an error and close. [MQTT-3.1.4-2] [MQTT-3.14.0-1]"""
-        known = f"{reason} ({self._private})" if self._private else reason
-        self.router.note("refused", self.client_id, self.peer, known, self.username)
+        self.router.note(
+            "refused", self.client_id, self.peer, self.for_the_log(reason), self.username
+        )
         self.state = CLOSED
         if code < 0x80 or code not in spec.REASONS[spec.CONNACK]:
             code = spec.UNSPECIFIED_ERROR  # [MQTT-3.2.2-8] whatever a decider came up with

@@ -6,7 +6,7 @@ from mqttd.core import counters as count
 from mqttd.core import spec
 from mqttd.core.auth import AuthStep, Verdict
 from mqttd.core.connection import Connection
-from mqttd.core.packets import Auth, Connack, Filter, Puback, Suback, Subscribe, Will
+from mqttd.core.packets import Auth, Connack, Disconnect, Filter, Puback, Suback, Subscribe, Will
 from mqttd.core.watch import REFUSED, Watcher
 from tests.core.handshake_kit import connect, say
 from tests.core.hook_kit import Admitting
@@ -59,6 +59,21 @@ def test_what_is_private_is_for_the_log_alone() -> None:
     answer = client.expect(Connack)
     assert answer.properties.reason_string == "Unspecified error: sorry [MQTT-3.1.4-2]"
     assert h.events("refused") == ["Unspecified error: sorry [MQTT-3.1.4-2] (plugin x: line 7)"]
+
+
+def test_what_is_private_of_who_fails_to_authenticate_again_is_for_the_log_too() -> None:
+    h = Harness()
+    steps = [AuthStep(spec.SUCCESS, username="u")]
+    steps.append(AuthStep(spec.NOT_AUTHORIZED, reason="sorry", private="plugin x: line 7"))
+    h.broker.hooks.enhanced_methods = ("M",)
+    h.broker.hooks.enhanced = lambda *_: steps.pop(0)
+    method = props(authentication_method="M")
+    client = h.client("c", properties=method)
+    client.send(Auth(spec.REAUTHENTICATE, method))
+    answer = client.expect(Disconnect)
+    assert answer.properties is not None
+    assert answer.properties.reason_string == "Not authorized: sorry [MQTT-4.12.0-4]"
+    assert h.events("disconnect") == ["Not authorized: sorry [MQTT-4.12.0-4] (plugin x: line 7)"]
 
 
 def test_who_authenticates_again_is_known_as_somebody_new() -> None:
