@@ -387,7 +387,6 @@ class Broker(Registry):
         if session is not None and (session.owner != owner or session.link is not None):
             raise ProtocolError(spec.CLIENT_IDENTIFIER_NOT_VALID, "", "the client id is in use")
         connect = Connect(client_id=client_id, clean_start=expiry == 0)
-        connect.properties.session_expiry_interval = expiry
         inside = Inside(self.woken, client_id)
         # The longest interval is for clients; what a plugin keeps for good has its owner here.
         session = self._seat(connect, "inside", owner, expiry, now)
