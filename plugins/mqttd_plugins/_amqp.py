@@ -51,6 +51,7 @@ ALL_HEADERS: Final = "x-mqtt-user-properties"
 _USER: Final = "mqtt-user-"
 _SHORT: Final = 255  # bytes of a short string
 _LONGEST: Final = 65535  # bytes of a string in MQTT
+_LONGEST_LIFE: Final = 0xFFFFFFFF  # ms: some versions of RabbitMQ end the channel for more
 _REMEMBERED: Final = 512  # letters of topic and client id, together
 _NOT_LISTED: Final = OURS | {ID, VIA}
 _AS_THEY_ARE: Final = frozenset({ID, VIA, TOPIC, QOS, CLIENT_ID})  # what nearly all have, first
@@ -118,7 +119,7 @@ def properties_of(item: Item, wall: float) -> dict[str, Any]:
     if item.rule.payload == "envelope":
         out["content_type"] = "application/json"
     expires_in_s = item.message.expires_in_s
-    if expires_in_s is not None:
+    if expires_in_s is not None and expires_in_s * 1000 <= _LONGEST_LIFE:
         out["expiration"] = str(max(0, int(expires_in_s * 1000)))
     if user:
         first, listed = once_each(user)

@@ -124,6 +124,9 @@ class RabbitRule(Rule):
             _check_name("from", self.source)
             return self
         _check_name("exchange", self.exchange)
+        for name in ("CC", "BCC"):
+            if name in self.headers:
+                raise ValueError(f"headers: {name}: RabbitMQ takes no text there: use more rules")
         if self.declare_exchange is not None and self.exchange.startswith("amq."):
             raise ValueError(f"declare_exchange: {self.exchange!r} is RabbitMQ's own")
         if self.exchange == "":

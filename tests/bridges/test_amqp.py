@@ -202,6 +202,13 @@ def test_the_list_of_user_properties_can_not_pose_as_ours() -> None:
     assert back.properties.user_properties == (("a", "1"),)
 
 
+def test_what_lives_longer_than_rabbitmq_counts_has_its_end_in_a_header_alone() -> None:
+    for left_s, expiration in ((4294967.0, "4294967000"), (4294968.0, None)):
+        made = properties_of(item(RULE, expires_in_s=left_s), WALL)
+        assert made.get("expiration") == expiration
+        assert made["headers"]["mqtt-expires-at"] == str(int((WALL + left_s) * 1000))
+
+
 @pytest.mark.parametrize(("expiration", "left"), [("1500", 1.5), ("0", 0.0), ("soon", None)])
 def test_expiration_of_other_publishers(expiration: str, left: float | None) -> None:
     assert arrives({"expiration": expiration}).expires_in_s == left

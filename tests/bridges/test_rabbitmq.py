@@ -59,6 +59,7 @@ def queue(**declared: Any) -> dict[str, Any]:
         ({**OUT, "exchange": "amq.x", "declare_exchange": "topic"}, "RabbitMQ's own"),
         ({**OUT, "exchange": "", "declare_exchange": "topic"}, "RabbitMQ's own"),
         ({**OUT, "exchange": "x" * 256}, "exchange: .* at most 255 bytes"),
+        ({**OUT, "headers": {"CC": "q"}}, "headers: CC: RabbitMQ takes no text there"),
         ({**OUT, "declare_queue": {}}, 'declare_queue: outward it needs `exchange: ""`'),
         ({**OUT, "exchange": "", "to": "q{topic}", "declare_queue": {}}, "declare_queue: outward"),
         ({"direction": "in", "from": "q", "exchange": "e"}, "exchange: only rules with"),
