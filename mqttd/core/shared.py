@@ -370,8 +370,8 @@ def _replace(group: SharedGroup, queue: Queue, message: Message, context: Contex
 
     One that is on its way in a page is seen to be stale when its turn comes.
     """
-    serial = group.latest.get(message.key, -1)
-    if serial < 0:
+    serial = group.latest.get(message.key)
+    if serial is None:
         return
     older = queue.take_topic(message.key)
     if older is not None:
@@ -383,13 +383,14 @@ def _replace(group: SharedGroup, queue: Queue, message: Message, context: Contex
 
 def _is_stale(group: SharedGroup, delivery: Delivery) -> bool:
     """A newer message of its topic waits behind it."""
-    serial = group.latest.get(delivery.message.key, 0)
-    return serial > 0 and delivery.serial > 0 and serial != delivery.serial
+    serial = group.latest.get(delivery.message.key, 0)  # below 0 for what was given back
+    return serial != 0 and delivery.serial != 0 and serial != delivery.serial
 
 
 def _forget_latest(group: SharedGroup, delivery: Delivery) -> None:
     key = delivery.message.key
-    if group.latest.get(key, -1) == delivery.serial:
+    serial = group.latest.get(key)
+    if serial is not None and serial == delivery.serial:
         del group.latest[key]
 
 

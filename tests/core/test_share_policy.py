@@ -451,6 +451,33 @@ def test_what_is_given_back_does_not_come_after_a_newer_one_that_waits() -> None
     assert g.h.dropped == {count.DROP_REPLACED: 1}
 
 
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_newer_message_replaces_what_was_given_back(durable: bool) -> None:
+    g = Grouped(Harness(durable=durable), last_value=True, redelivery_limit=1)
+    for _ in range(2):
+        first = g.consumer("c1")
+        g.send("1")
+        first.drop()
+        g.send("2", "3")
+        second = g.consumer("c2")
+        assert ack(second, second.messages()) == ["3"]
+        second.drop()
+    assert g.h.dropped == {count.DROP_REPLACED: 4}
+    assert not g.group.latest
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_what_is_left_unfinished_too_often_was_no_longer_the_newest_that_waits(
+    durable: bool,
+) -> None:
+    g = Grouped(Harness(durable=durable), last_value=True, redelivery_limit=1)
+    g.send("1")
+    for _ in range(2):
+        g.consumer("c").drop()
+        g.settle()
+    assert (g.h.dropped, g.group.latest) == ({count.DROP_REDELIVERIES: 1}, {})
+
+
 def test_a_message_in_the_tail_is_replaced_as_well() -> None:
     g = Grouped(Paged(), last_value=True)
     topics = [f"t/{n}" for n in range(100)]
