@@ -218,6 +218,22 @@ async def test_a_bug_costs_one_message() -> None:
     await at.end()
 
 
+async def test_an_acknowledgement_that_fails_keeps_up_nothing() -> None:
+    at = await desk(back("q"), window=1)
+    settled: list[Failure | None] = []
+
+    def broken(failure: Failure | None) -> None:
+        raise ValueError("bug")
+
+    rule = at.inward.rules[0]
+    at.inward.put(Incoming(rule, Message("q", b"1", 1), broken))
+    at.inward.put(incoming(rule, b"2", settled=settled))
+    await at.settle()
+    await at.inward.room()
+    assert (settled, len(at.outbox.published)) == ([None], 2)
+    await at.end()
+
+
 async def test_what_was_not_begun_when_the_connection_ended_is_forgotten() -> None:
     at = await desk(back("q"), window=1)
     settled: list[Failure | None] = []

@@ -127,7 +127,11 @@ class Inward(Intake):
 
     def _settle(self, incoming: Incoming, failure: Failure | None) -> None:
         self._leave()
-        incoming.settle(failure)
+        try:
+            incoming.settle(failure)
+        except Exception:  # a bug of the face: the message comes again, and the rest goes on
+            place = self._applied[id(incoming.rule)].place
+            self._services.log.exception("%s: a message can't be acknowledged", place)
 
     def _leave(self) -> None:
         self._in_hand -= 1
