@@ -14,7 +14,8 @@ batch only after the store said that it is durable; after a commit failed nothin
 durable again, and whoever owns the broker is told, since it can keep no promise any more. A bug in
 what the core does with the news costs nobody else their acknowledgements; twice in a row, it is a
 failure like that of the store. While the disk is full the core refuses what would have to be
-stored, the batch that found no room is tried again and again, and pages are read as ever.
+stored, the batch that found no room is tried again and again, and pages that somebody waits for are
+read as ever.
 """
 
 from __future__ import annotations
