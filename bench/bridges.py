@@ -7,7 +7,8 @@ first PUBLISH until the other system has confirmed the last message, as the brid
 everything is read there, and a run in which a message is missing is none.
 
 At full speed more is published than leaves, so most of it is read back from the disk. `--rate`
-publishes that many a second: does the bridge keep up?
+publishes that many a second: does the bridge keep up? `--window` is how many messages the bridge may
+have on their way, which is how long it may wait for a confirmation without standing still.
 
 `--waiting` publishes everything while the other system is down: `rss_mib` is the broker's memory
 before, after each tenth, and after all has left. The clock runs from the moment when the other
@@ -251,11 +252,14 @@ def took(run: Run, messages: int, began: float, cpu: tuple[float, float], watch:
 
 
 async def measure(
-    far: Far, messages: int, warm_up: int, while_down: bool, rate: float = 0.0
+    far: Far, messages: int, warm_up: int, while_down: bool, rate: float, window: int
 ) -> Run:
     run: Run = {"bridge": far.NAME, "messages": messages, "waiting": while_down}
     await far.start()
-    node = Node(far.directory / "broker", 0, far.plugin())
+    plugin = far.plugin()
+    if window:
+        plugin["config"]["window"] = window
+    node = Node(far.directory / "broker", 0, plugin)
     await node.start()
     watch = Watch(node)
     try:
@@ -308,6 +312,9 @@ def main() -> int:
     parser.add_argument(
         "--rate", type=float, default=0.0, help="messages a second; 0: at full speed"
     )
+    parser.add_argument(
+        "--window", type=int, default=0, help="of the bridge; 0: what it has unless told"
+    )
     parser.add_argument("--waiting", action="store_true", help="publish while the far end is down")
     parser.add_argument("--json", action="store_true", help="a line for each run, and no table")
     args = parser.parse_args()
@@ -316,8 +323,9 @@ def main() -> int:
         for name in args.bridge:
             with tempfile.TemporaryDirectory(prefix="mqttd-bench-") as place:
                 far = FACES[name](Path(place))
-                measured = measure(far, args.messages, args.warm_up, args.waiting, args.rate)
-                run = asyncio.run(measured)
+                run = asyncio.run(
+                    measure(far, args.messages, args.warm_up, args.waiting, args.rate, args.window)
+                )
             runs.append(run)
             print(json.dumps(run), flush=True)
     if not args.json:

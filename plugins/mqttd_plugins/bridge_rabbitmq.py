@@ -59,6 +59,7 @@ from mqttd_plugins._bridge_access import Access, AccessConfig
 _TOO_LARGE: Final = re.compile(
     r"PRECONDITION_FAILED - message size \d+ is larger than (?:configured )?max size (\d+)"
 )
+_MOST_AHEAD: Final = 1000  # messages that come in before one of them is acknowledged
 _NAME: Final = 255  # bytes of the name of a queue, an exchange, a routing key
 # What stays wrong until somebody changes something: no access, not there, locked, not as declared;
 # a hard error that names the configuration (bad type, not allowed, not implemented).
@@ -151,7 +152,7 @@ class RabbitRule(Rule):
 class Config(AccessConfig):
     rules: list[RabbitRule]
     """What goes which way."""
-    window: Annotated[int, Field(ge=1, le=65535)] = 1000
+    window: Annotated[int, Field(ge=1, le=65535)] = 4096
     """Messages on their way at once, each way: RabbitMQ confirms what it wrote in one go."""
     vhost: str = "/"
     """The virtual host."""
@@ -310,7 +311,7 @@ class RabbitRemote(Remote):
     async def consume(self, intake: Intake) -> None:
         self._intake = intake
         connection = await self._open("in")
-        share = max(1, intake.window // len(intake.rules))
+        share = max(1, min(intake.window, _MOST_AHEAD) // len(intake.rules))
         try:
             channel = await connection.channel()
             await channel.call(wire.QOS_OK, wire.QOS, 0, share, False)

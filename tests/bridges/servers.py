@@ -310,7 +310,7 @@ class ActiveMQ(Server):
         named += ("commons-*", "slf4j-*", "log4j-1.2*", "jms*", "stax*")
         jars = sorted({str(jar) for name in named for jar in _JARS.glob(f"{name}.jar")})
         command = [
-            *("java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+            *("java", "-Xmx1g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
             f"-Dactivemq.home={place}",
             f"-Dactivemq.base={place}",
             f"-Dactivemq.conf={place}/conf",
