@@ -7,8 +7,8 @@ first PUBLISH until the other system has confirmed the last message, as the brid
 everything is read there, and a run in which a message is missing is none.
 
 At full speed more is published than leaves, so most of it is read back from the disk. `--rate`
-publishes that many a second: does the bridge keep up? `--window` is how many messages the bridge may
-have on their way, which is how long it may wait for a confirmation without standing still.
+publishes that many a second: does the bridge keep up? `--window` is how many messages the bridge
+may have on their way, hence how long it may wait for a confirmation without standing still.
 
 `--waiting` publishes everything while the other system is down: `rss_mib` is the broker's memory
 before, after each tenth, and after all has left. The clock runs from the moment when the other

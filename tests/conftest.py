@@ -58,6 +58,8 @@ LOOP_FREE_FILES = (
     "test_arrival.py",
     "test_catalogue.py",
     "test_chance.py",
+    "test_doubt.py",
+    "test_hgrm.py",
     "test_encodings.py",
     "test_expression.py",
     "test_forecast.py",
