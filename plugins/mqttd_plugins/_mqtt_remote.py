@@ -163,6 +163,8 @@ class MqttRemote(Remote):
         self._paused = False
         self._max_qos = 1
         self._may_retain = True
+        rules = config.all_rules()
+        self._sources = {rule.source for rule in rules if rule.direction == "in"}
 
     async def connect(self) -> None:
         try:
@@ -175,7 +177,8 @@ class MqttRemote(Remote):
         properties = connack.properties
         self._max_qos = 1 if properties.maximum_qos is None else min(properties.maximum_qos, 1)
         self._may_retain = properties.retain_available != 0
-        await self._forget_subscriptions()
+        if not self._sources:
+            await self._forget_subscriptions()
 
     async def _open(self) -> packets.Connack:
         config, access = self._config, self._access
@@ -201,12 +204,12 @@ class MqttRemote(Remote):
         return connack
 
     async def _forget_subscriptions(self) -> None:
-        """Take back what no rule asks for any more."""
+        """Take back what no rule asks for any more; after the new ones are there, so that what an
+        old filter matched and a new one does isn't missed."""
         filters, connection = self._remembered.filters, self._connection
         assert connection is not None
-        wanted = {rule.source for rule in self._config.all_rules() if rule.direction == "in"}
         for name, _ in filters.items():
-            if name not in wanted:
+            if name not in self._sources:
                 try:
                     await connection.unsubscribe(name)
                 except Lost as lost:
@@ -311,6 +314,7 @@ class MqttRemote(Remote):
             if reason >= 0x80:
                 words = told(reason, None)
                 raise Refused(f"can't subscribe to {rule.source!r}: {words}", rule.place)
+        await self._forget_subscriptions()
 
     def _arrived(self, publish: packets.Publish) -> None:
         self._early.append(publish)

@@ -24,6 +24,8 @@ from mqttd.core.packets import (
     Record,
     Suback,
     Subscribe,
+    Unsuback,
+    Unsubscribe,
 )
 from mqttd.core.properties import Properties
 from mqttd.testing import StandIn
@@ -233,6 +235,41 @@ async def test_subscriptions_ask_for_no_local_and_what_is_refused_has_its_place(
         with pytest.raises(Refused, match=r"rules\[2\]: can't subscribe to 'd': Not authorized"):
             await consuming
         await remote.close()
+
+
+async def test_a_new_filter_is_there_before_the_old_one_goes() -> None:
+    async with played() as server:
+        side = Side(server.port, back("a/+", "c"))
+        side.services.table("f").set("a/#", b"")
+        remote = side.remote()
+        await asyncio.gather(remote.connect(), server.accept(session_present=True))
+
+        class Nothing:
+            rules = side.config.all_rules()
+
+        consuming = asyncio.ensure_future(remote.consume(Nothing()))  # type: ignore[arg-type]
+        subscribe = await server.next(Subscribe)
+        assert [entry.topic_filter for entry in subscribe.filters] == ["a/+"]
+        server.say(Suback(subscribe.packet_id, [1]))
+        unsubscribe = await server.next(Unsubscribe)
+        assert unsubscribe.filters == ["a/#"]
+        server.say(Unsuback(unsubscribe.packet_id, [0]))
+        await consuming
+        assert [name for name, _ in side.services.table("f").items()] == ["a/+"]
+        await remote.close()
+
+
+async def test_without_rules_inward_what_was_subscribed_to_once_is_taken_back() -> None:
+    async with played() as server:
+        side = Side(server.port, out("a"))
+        side.services.table("f").set("a/#", b"")
+        connecting = asyncio.ensure_future(side.remote().connect())
+        await server.accept(session_present=True)
+        unsubscribe = await server.next(Unsubscribe)
+        assert unsubscribe.filters == ["a/#"]
+        server.say(Unsuback(unsubscribe.packet_id, [0]))
+        await connecting
+        assert side.services.table("f").items() == []
 
 
 async def test_a_full_disk_makes_what_comes_in_wait_for_its_id(
