@@ -261,7 +261,13 @@ def test_db_that_is_stopped(
     """By hand or by a service manager: what was begun is taken away."""
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("mqttd.store.backup._sync", lambda _: os.kill(os.getpid(), number))
-    assert cli.main(["db", "backup", str(database), str(database.with_name("copy.db"))]) == 1
+    # A shell starts what it runs in the background with SIGINT ignored, this suite as well.
+    by_hand = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code = cli.main(["db", "backup", str(database), str(database.with_name("copy.db"))])
+    finally:
+        signal.signal(signal.SIGINT, by_hand)
+    assert code == 1
     assert capsys.readouterr() == ("", "mqttd: stopped\n")
     assert [each.name for each in database.parent.iterdir()] == ["mqttd.db"]
     assert signal.getsignal(signal.SIGTERM) is before

@@ -381,7 +381,7 @@ def test_a_public_address_gets_a_warning() -> None:
     ("tree", "told_"),
     [
         ({"sys_interval": "50ms"}, "sys_interval: found '50ms', expected 100ms or more, or 0"),
-        ({"sys_interval": -1}, "sys_interval: found -1, expected 0 or more"),
+        ({"sys_interval": -1}, "sys_interval: found -1, expected a duration"),
         ({"sys_interval": "2d"}, "sys_interval: found '2d', expected 86400 or less"),
         ({"metrics": {"bind": "9883"}}, "metrics.bind: found '9883', expected host:port"),
         ({"metrics": {"port": 9883}}, "metrics.port: unknown key 'port', expected one of bind"),
