@@ -54,6 +54,7 @@ DRAIN_GRACE: Final = 5.0
 
 # The store's thread asks for the interpreter between any two statements, and a busy loop keeps it
 # for so long: at 5 ms, which is usual, a commit would wait longer for that than for the disk.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SWITCH_INTERVAL: Final = 0.0005
 
 
@@ -289,6 +290,7 @@ class App:
         self._owns_process = True
         self._control_at = self.config.control_socket()
         _raise_file_limit()
+        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
@@ -316,8 +318,9 @@ class App:
             await self.stop()
             log.event(logger, "stopped")
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for number, handler in handlers.items():
                 loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
         return 1 if self.failed else 0
 
     def _kick(self) -> None:

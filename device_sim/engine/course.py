@@ -22,6 +22,7 @@ import contextlib
 import math
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Final
@@ -81,7 +82,7 @@ class Idle:
         return self._polls
 
 
-class Course:
+class Course(ABC):
     """One run and everything that was seen of it; `begun` is when its time line starts, or 0."""
 
     def __init__(
@@ -110,34 +111,34 @@ class Course:
 
     # What a flood and a scenario fill in
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 (not every course has something to prepare)
         """What needs the switchboard and comes before the work."""
 
+    @abstractmethod
     async def work(self) -> None:
         """Everything up to and with the silence at the end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def links_up(self) -> Iterable[Link]:
         """The links of all that are connected."""
-        raise NotImplementedError
 
+    @abstractmethod
     def outstanding(self) -> int:
         """How much may still come to connections that are up."""
-        raise NotImplementedError
 
+    @abstractmethod
     def activity(self) -> int:
         """A number that changes whenever anything is sent, received, acknowledged or connected."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close_books(self) -> None:
         """The last look at what was seen; `verdict` and `violations` are known afterwards."""
-        raise NotImplementedError
 
+    @abstractmethod
     def part(self) -> list[Link]:
         """Disconnect everybody; the links that are closing now."""
-        raise NotImplementedError
 
-    def look(self, rounds: int) -> None:
+    def look(self, rounds: int) -> None:  # noqa: B027 (nor to do once a second)
         """What else is done once a second; `rounds` counts from 1."""
 
     # The course

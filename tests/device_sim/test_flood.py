@@ -75,7 +75,7 @@ def test_both_loops_at_a_rate_with_all_the_trimmings(
     capsys: pytest.CaptureFixture[str], loop: str
 ) -> None:
     if loop == "uvloop":
-        pytest.importorskip("uvloop")
+        pytest.importorskip("uvloop", reason="uvloop is not installed: pip install uvloop")
     report = flood(
         *(Lies(), capsys, "-q", "0,1,2", "-r", "200", "--streams", "3", "--watch", "all"),
         *("--subscribers", "2", "-V", "5", "--user-property", "a=b", "--size", "5000"),
@@ -306,7 +306,7 @@ def test_the_table_and_the_progress_are_for_people(capsys: pytest.CaptureFixture
 
 
 def test_a_terminal_gets_tables_and_a_live_view() -> None:
-    pytest.importorskip("rich")
+    pytest.importorskip("rich", reason="rich is not installed: pip install mqttd[sim]")
     lies = Lies()
     lies.drop = {3}
     terminal, its_other_end = pty.openpty()
